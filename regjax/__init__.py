@@ -1,0 +1,1 @@
+"""regjax: training and reading out models whose labels are numbers, in JAX."""
