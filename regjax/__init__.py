@@ -1,1 +1,35 @@
 """regjax: training and reading out models whose labels are numbers, in JAX."""
+
+from regjax import data, decisions, losses, metrics, models, objectives, optim, scoring
+from regjax.errors import InputError
+from regjax.experiment import Experiment
+from regjax.reader import Reader, export
+from regjax.scores import ScoreGrid
+from regjax.stages import Stage
+from regjax.token_grid import TokenGrid
+
+# Last, since a function takes the place of its module's name here.
+from regjax.evaluate import evaluate  # isort: skip
+from regjax.predict import predict  # isort: skip
+from regjax.train import train  # isort: skip
+
+__all__ = [
+    "Experiment",
+    "InputError",
+    "Reader",
+    "ScoreGrid",
+    "Stage",
+    "TokenGrid",
+    "data",
+    "decisions",
+    "evaluate",
+    "export",
+    "losses",
+    "metrics",
+    "models",
+    "objectives",
+    "optim",
+    "predict",
+    "scoring",
+    "train",
+]

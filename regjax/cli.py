@@ -1,0 +1,260 @@
+"""The command line: `regjax COMMAND ...`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from regjax.errors import InputError
+from regjax.recorder import TrainingStopped
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0, 2 for bad input, 1 for a run that had to stop, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else BAD_INPUT
+    if arguments[0] == "--version":
+        import importlib.metadata
+
+        print(importlib.metadata.version("regjax"))
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        _complain(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+        return BAD_INPUT
+    try:
+        COMMANDS[name](rest)
+    except InputError as error:
+        _complain(str(error))
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on from the last checkpoint")
+        return INTERRUPTED
+    except TrainingStopped as error:
+        _complain(str(error))
+        return FAILED
+    return 0
+
+
+def _complain(message: str) -> None:
+    print(f"regjax: {message}", file=sys.stderr)
+
+
+def _overview() -> str:
+    lines = ["usage: regjax COMMAND ... (regjax COMMAND --help says more)", "", "commands:"]
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  {name:<9}{summary}")
+    lines += ["", "first steps:", "  regjax train configs/quickstart.py --workdir runs/quickstart"]
+    lines += ["  regjax plot runs/quickstart"]
+    return "\n".join(lines)
+
+
+TRAIN_USAGE = """usage: regjax train CONFIG [--field value ...] --workdir DIR
+
+Runs the stages of an experiment; the same command goes on with a run that was stopped.
+
+CONFIG is a Python file that sets `experiment = regjax.Experiment(...)`. Every field of it can be given
+on the command line: `regjax train CONFIG --help` lists them with their values, for example
+  regjax train configs/quickstart.py --steps 200 --optimizer.learning-rate 1e-3 --workdir runs/a"""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """train a model: run the stages of a config"""
+    import tyro
+
+    from regjax.experiment import Experiment, load_config
+    from regjax.train import train as run
+
+    if not arguments or arguments[0].startswith("-"):
+        print(TRAIN_USAGE)
+        if not arguments or arguments[0] not in ("-h", "--help"):
+            raise InputError("the first argument of train is the config file")
+        return
+    default = load_config(arguments[0])
+
+    def parsed(
+        workdir: Path, experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default
+    ) -> tuple[Path, Experiment]:
+        return workdir, experiment
+
+    workdir, experiment = tyro.cli(
+        parsed,
+        prog=f"regjax train {arguments[0]}",
+        description=f"Runs the stages of {arguments[0]}.",
+        args=arguments[1:],
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    run(experiment, workdir)
+    from regjax.plots import plot_workdir
+
+    for path in plot_workdir(workdir):
+        print(path)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """score a file with known scores and report every metric"""
+    import tyro
+
+    from regjax.evaluate import evaluate as run
+    from regjax.evaluation import READ_OUTS, to_json
+    from regjax.log import print_table
+
+    def parsed(
+        model: str,
+        input: str,
+        score_field: str = "score",
+        columns: tuple[str, ...] = (),
+        on_bad_record: Literal["stop", "skip"] = "stop",
+        output: Path | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """Scores records whose true score is known, and reports the metrics of every read-out.
+
+        Args:
+            model: A workdir, a stage's model folder, or an exported one.
+            input: Records: .jsonl, .csv, .tsv (or .gz of one), or tfds:NAME:SPLIT.
+            score_field: Field that holds the true score.
+            columns: Names of the columns of a CSV or TSV without a header.
+            on_bad_record: Records that cannot be used: stop, or skip and count them.
+            output: Where to write the report as JSON.
+            batch_size: Rows scored at once.
+        """
+        import json
+
+        report = run(
+            model, input, score_field=score_field, columns=columns,
+            on_bad_record=on_bad_record, batch_size=batch_size,
+        ).report  # fmt: skip
+        names = ("rmse", "mae", "pearson", "spearman", "kendall", "accuracy_within")
+        rows = [
+            {"read-out": read_out, **{name: report[f"{read_out}/{name}"] for name in names}}
+            for read_out in READ_OUTS
+        ]
+        print_table(
+            f"{input}: {report['count']:.0f} records, {report['skipped']:.0f} skipped", rows
+        )
+        shared = {
+            k: float(v) for k, v in report.items() if "/" not in k and not k.endswith("count")
+        }
+        print_table("the distribution", [shared])
+        if output is not None:
+            output.write_text(json.dumps(to_json(report), indent=2) + "\n")
+
+    tyro.cli(parsed, prog="regjax eval", args=arguments)
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """add score, distribution and grid mass to every record of a JSONL file"""
+    import tyro
+
+    from regjax.predict import predict as run
+
+    def parsed(
+        model: str,
+        input: Path,
+        output: Path,
+        read_out: Literal["", "mean", "normalized_mean", "median", "mode"] = "",
+        batch_size: int = 64,
+        on_bad_record: Literal["stop", "skip"] = "stop",
+        overwrite: bool = False,
+    ) -> None:
+        """Scores the records of a JSONL file; a stopped call goes on where it was.
+
+        Args:
+            model: A workdir, a stage's model folder, or an exported one.
+            input: Records with the fields of the model's template: .jsonl or .jsonl.gz.
+            output: The same records with predicted_score, distribution, grid_mass and line.
+            read_out: How a score is read from the distribution; empty: the model's own.
+            batch_size: Rows scored at once.
+            on_bad_record: Records that cannot be used: stop, or skip and list them.
+            overwrite: Replace an output that exists.
+        """
+        count = run(
+            model, input, output, read_out=read_out, batch_size=batch_size,
+            on_bad_record=on_bad_record, overwrite=overwrite,
+        )  # fmt: skip
+        print(f"{count} records scored: {output}")
+
+    tyro.cli(parsed, prog="regjax predict", args=arguments)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """write a trained model as a folder that transformers and regjax load"""
+    import tyro
+
+    from regjax.reader import export as run
+
+    def parsed(
+        workdir: Path, output: Path, dtype: Literal["float32", "bfloat16"] = "float32"
+    ) -> None:
+        """Writes config.json, model.safetensors, the tokenizer and regjax.json.
+
+        Args:
+            workdir: A workdir (its last stage) or a stage's folder in it.
+            output: The folder to write; must not exist.
+            dtype: Type of the weights.
+        """
+        run(workdir, output, dtype=dtype)
+        print(output)
+
+    tyro.cli(parsed, prog="regjax export", args=arguments)
+
+
+def plot(arguments: Sequence[str]) -> None:
+    """draw a run: learning curve, predicted against true, reliability, error by score"""
+    import tyro
+
+    from regjax.plots import plot_workdir
+
+    def parsed(workdir: Annotated[Path, tyro.conf.Positional]) -> None:
+        """Draws what a run left behind as PNG files.
+
+        Args:
+            workdir: The folder given to `regjax train --workdir`.
+        """
+        for path in plot_workdir(workdir):
+            print(path)
+
+    tyro.cli(parsed, prog="regjax plot", args=arguments)
+
+
+def grid(arguments: Sequence[str]) -> None:
+    """show how a tokenizer writes the values of a score grid"""
+    import tyro
+
+    from regjax.data import load_tokenizer
+    from regjax.log import print_table
+    from regjax.scores import ScoreGrid
+
+    def parsed(tokenizer: str, values: str, prefix: str = "", text: str = "{}") -> None:
+        """Prints the tokens of every value after a prefix, or says which value cannot be told apart.
+
+        Args:
+            tokenizer: Folder or hub id.
+            values: 0:100, 0:5:0.1 (start:stop:step, the end included) or 1,2.5,10.
+            prefix: The text that stands before the score.
+            text: Pattern around each number, such as " {}" for a space before it.
+        """
+        loaded = load_tokenizer(tokenizer)
+        codec = ScoreGrid.parse(values, text=text).tokenize(loaded, prefix)
+        rows = [row._asdict() for row in codec.table(loaded)]
+        print_table(f"{len(rows)} values after {prefix!r}", rows)
+        if codec.terminator is not None:
+            print(f"terminator: token {codec.terminator} ends every value")
+
+    tyro.cli(parsed, prog="regjax grid", args=arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "export": export,
+    "plot": plot,
+    "grid": grid,
+}

@@ -1,0 +1,164 @@
+"""How good a model's scores are: read-outs of the exact distribution, and the metrics of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from regjax import decisions, metrics, scoring
+from regjax.models import Apply
+from regjax.token_grid import TokenGrid
+
+READ_OUTS: dict[str, Callable[..., jax.Array]] = {
+    "mean": decisions.mean,
+    "normalized_mean": functools.partial(decisions.mean, normalize=True),
+    "median": decisions.median,
+    "mode": decisions.mode,
+}
+"""Read-outs by the name that configs and reports use. `mean` is the paper's, not normalised over the grid
+(what `Raft()` trains); `normalized_mean` is what `Raft(normalize=True)` trains."""
+
+Score = Callable[[Any, Mapping[str, np.ndarray]], scoring.Scores]
+
+
+def make_score(model: Apply, codec: TokenGrid) -> Score:
+    """The compiled `(params, batch) -> Scores` of a model on a grid."""
+
+    @jax.jit
+    def score(params, tokens, positions, segment_ids, score_positions):
+        batch = {
+            "tokens": tokens,
+            "positions": positions,
+            "segment_ids": segment_ids,
+            "score_positions": score_positions,
+        }
+        return scoring.score_distribution(model, params, batch, codec)
+
+    def on_batch(params, batch: Mapping[str, np.ndarray]) -> scoring.Scores:
+        names = ("tokens", "positions", "segment_ids", "score_positions")
+        return score(params, *(batch[name] for name in names))
+
+    return on_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of N examples in the order of the source."""
+
+    record_ids: np.ndarray
+    """`[N]` index in the source."""
+    targets: np.ndarray
+    """`[N]` true scores."""
+    probabilities: np.ndarray
+    """`[N, K]` probability of every grid value, not renormalised."""
+    values: np.ndarray
+    """`[K]` grid values."""
+    predictions: dict[str, np.ndarray]
+    """`[N]` per read-out."""
+    report: dict[str, float]
+    """`read-out/metric` -> number, and what concerns the distribution alone without a read-out's name."""
+
+
+def evaluate_batches(
+    score: Score,
+    params,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    values: np.ndarray,
+    read_outs: Sequence[str],
+    *,
+    intervals: bool = False,
+    advance: Callable[..., None] | None = None,
+) -> Evaluation:
+    """Scores every example of the batches (one a row, padding rows have `record_ids` -1) and reports.
+
+    Each batch is fetched after the next one has been dispatched, so the device does not wait.
+    """
+    ids, targets, log_probs = [], [], []
+    pending: tuple[np.ndarray, np.ndarray, jax.Array] | None = None
+
+    def fetch() -> None:
+        if pending is None:
+            return
+        record_ids, scores, found = pending
+        real = record_ids >= 0
+        ids.append(record_ids[real])
+        targets.append(scores[real])
+        log_probs.append(np.asarray(found)[real])
+
+    for batch in batches:
+        scored = score(params, batch)
+        fetch()
+        pending = batch["record_ids"][:, 0], batch["scores"][:, 0], scored.log_probs
+        if advance is not None:
+            advance()
+    fetch()
+    order = np.argsort(np.concatenate(ids), kind="stable")
+    probabilities = np.exp(np.concatenate(log_probs)[order].astype(np.float64))
+    return evaluate_distribution(
+        np.concatenate(ids)[order],
+        np.concatenate(targets)[order],
+        probabilities,
+        np.asarray(values),
+        read_outs,
+        intervals=intervals,
+    )
+
+
+def evaluate_distribution(
+    record_ids: np.ndarray,
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    values: np.ndarray,
+    read_outs: Sequence[str],
+    *,
+    intervals: bool = False,
+) -> Evaluation:
+    """Predictions and metrics of every read-out, from probabilities `[N, K]`."""
+    predictions = {name: np.asarray(READ_OUTS[name](probabilities, values)) for name in read_outs}
+    shared = ("crps", "coverage_90", "grid_mass", "target_std", "count")
+    report: dict[str, float] = {}
+    for name, predicted in predictions.items():
+        found = metrics.regression_report(
+            predicted, targets, probabilities=probabilities, values=values, intervals=intervals
+        )
+        for metric, value in found.items():
+            report[metric if metric.startswith(shared) else f"{name}/{metric}"] = value
+    return Evaluation(record_ids, targets, probabilities, values, predictions, report)
+
+
+def write_predictions(
+    path: Path, evaluation: Evaluation, ids: Sequence[Any], texts: Sequence[str]
+) -> None:
+    """One JSON line an example: id, target, every read-out, distribution, grid mass; whole or absent."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        for row, (record, target) in enumerate(
+            zip(evaluation.record_ids, evaluation.targets, strict=True)
+        ):
+            probabilities = evaluation.probabilities[row]
+            line = {
+                "id": ids[record],
+                "target": float(target),
+                **{name: float(p[row]) for name, p in evaluation.predictions.items()},
+                "distribution": dict(zip(texts, probabilities.tolist(), strict=True)),
+                "grid_mass": float(probabilities.sum()),
+            }
+            file.write(json.dumps(line) + "\n")
+    temporary.replace(path)
+
+
+def to_json(report: Mapping[str, float]) -> dict[str, Any]:
+    """A report with NaN as null and its reason under `<name>/undefined`."""
+    found: dict[str, Any] = {}
+    for name, value in report.items():
+        found[name] = None if np.isnan(value) else float(value)
+        if isinstance(value, metrics.Undefined):
+            found[f"{name}/undefined"] = value.reason
+    return found

@@ -1,0 +1,156 @@
+"""An experiment: everything a run depends on, as one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import traceback
+from pathlib import Path
+from typing import Any, Literal
+
+from regjax.data import Data, Template
+from regjax.errors import InputError
+from regjax.models import DecoderConfig
+from regjax.optim import Optimizer
+from regjax.scores import ScoreGrid
+from regjax.stages import ResolvedStage, Stage, check_stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A model, data, a grid of scores, and the list of stages that a method is."""
+
+    stages: tuple[Stage, ...]
+    """What is trained, in order."""
+
+    data: Data
+    """Training, validation and test data."""
+
+    template: Template
+    """How a record is written as text, and where the score stands."""
+
+    grid: ScoreGrid
+    """The scores the model can give, and how they are written."""
+
+    name: str = "experiment"
+    """Title of tables and runs."""
+
+    model: str = ""
+    """Folder or hub id of a published model (config.json and safetensors); empty: `architecture`, trained
+    from scratch."""
+
+    architecture: DecoderConfig = DecoderConfig()
+    """The model to train from scratch; its vocabulary size is the tokenizer's."""
+
+    tokenizer: str = ""
+    """Folder or hub id of a tokenizer; empty: the model's own, or one trained on the training texts."""
+
+    vocabulary_size: int = 1024
+    """Size of a tokenizer trained on the training texts (byte-level BPE, digits on their own)."""
+
+    reference_field: str = ""
+    """A field of the records that holds a prediction to compare with, such as a known bound."""
+
+    seed: int = 0
+    """Decides initial parameters, order of the data and everything random in a step."""
+
+    batch_size: int = 32
+    """Rows in an update."""
+
+    accumulation: int = 1
+    """Micro-batches an update is computed in; must divide the batch size."""
+
+    eval_batch_size: int = 64
+    """Rows scored at once."""
+
+    steps: int = 1000
+    """Updates in a stage that does not say otherwise."""
+
+    optimizer: Optimizer = Optimizer()
+    """Update rule of the stages that do not say otherwise."""
+
+    log_every: int = 10
+    """Steps between lines of the log."""
+
+    eval_every: int = 0
+    """Steps between evaluations on the validation data; 0: only at a stage's end."""
+
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step and evaluated steps are saved as well."""
+
+    max_bad_steps: int = 5
+    """Steps in a row with a loss or gradient that is not finite after which the run stops."""
+
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where numbers go besides `log.jsonl`; each needs the extra of its name."""
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+        for name in (
+            "batch_size", "accumulation", "eval_batch_size", "steps", "log_every",
+            "checkpoint_every", "max_bad_steps", "vocabulary_size",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be 1 or more")
+        if self.eval_every < 0:
+            raise InputError(f"eval_every is {self.eval_every}; it has to be 0 or more")
+        if self.batch_size % self.accumulation:
+            raise InputError(
+                f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"
+            )
+
+    def resolve(self, stage: Stage) -> ResolvedStage:
+        """`stage` with the experiment's steps, optimizer and data where it has none of its own."""
+        own = {f.name: getattr(stage, f.name) for f in dataclasses.fields(Stage)}
+        decided = {
+            "steps": self.steps if stage.steps is None else stage.steps,
+            "optimizer": self.optimizer if stage.optimizer is None else stage.optimizer,
+            "data": self.data if stage.data is None else stage.data,
+        }
+        return ResolvedStage(**{**own, **decided})
+
+
+def load_config(path: str | Path) -> Experiment:
+    """The `experiment` that a config file (Python) defines.
+
+    Raises:
+      InputError: if the file is missing, fails when run, or defines no `Experiment`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no config file {path}; a config is a Python file that sets `experiment`")
+    try:
+        found = runpy.run_path(str(path)).get("experiment")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"{path} failed at {line.filename}:{line.lineno}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, Experiment):
+        raise InputError(f"{path} does not set `experiment = regjax.Experiment(...)`")
+    return found
+
+
+def to_json(value: Any) -> Any:
+    """A config as JSON: dataclasses with their type's name, records in memory as their number."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        return f"{len(value)} records in memory"
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return repr(value)
+
+
+def write_config(experiment: Experiment, path: Path) -> None:
+    """Writes the resolved config: every stage with the values it runs with."""
+    resolved = dataclasses.replace(
+        experiment, stages=tuple(experiment.resolve(stage) for stage in experiment.stages)
+    )
+    path.write_text(json.dumps(to_json(resolved), indent=2) + "\n")

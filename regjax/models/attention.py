@@ -1,0 +1,61 @@
+"""Attention: which token sees which, positions within segments, and the weighted sum."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def segment_positions(segment_ids: Array) -> Array:
+    """Index of each token within its segment, `[B, L]` int32, for `segment_ids [B, L]`.
+
+    A segment is a run of one id, so the first token after left padding (id 0) is at 0.
+
+    >>> segment_positions(jnp.array([[0, 0, 1, 1, 2, 2, 2, 0]]))
+    Array([[0, 1, 0, 1, 0, 1, 2, 0]], dtype=int32)
+    """
+    index = jnp.arange(segment_ids.shape[-1], dtype=jnp.int32)
+    changes = jnp.diff(segment_ids, axis=-1) != 0
+    starts = jnp.pad(jnp.where(changes, index[1:], 0), ((0, 0), (1, 0)))
+    return index - jax.lax.cummax(starts, axis=1)
+
+
+def causal_mask(segment_ids: Array, window: int | None = None) -> Array:
+    """Which key each query sees, `[B, 1, L, L]` bool: at or before it, and of the same segment.
+
+    With a `window`, only the last `window` tokens, the query's own included. Padding (id 0) is a
+    segment like any other: no other token sees it, and as every token sees itself no softmax is
+    empty, so what stands in padding is finite and so is its gradient.
+
+    >>> causal_mask(jnp.array([[1, 1, 2]]))[0, 0].astype(int)
+    Array([[1, 0, 0],
+           [1, 1, 0],
+           [0, 0, 1]], dtype=int32)
+    """
+    index = jnp.arange(segment_ids.shape[-1])
+    distance = index[:, None] - index[None, :]
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+    same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return (same_segment & visible)[:, None]
+
+
+def attend(
+    query: Array, key: Array, value: Array, mask: Array, *, scale: float, soft_cap: float | None
+) -> Array:
+    """`softmax(cap(scale * query . key))` over the keys in `mask`, times `value`: `[B, L, H, C]`.
+
+    `query [B, L, H, C]`; `key` and `value` `[B, S, K, C]`, each of whose K heads serves `H / K`
+    query heads in a row; `mask [B, 1, L, S]` bool. `cap(s) = soft_cap * tanh(s / soft_cap)`. Scores
+    and softmax are float32, the two products in the inputs' own type.
+    """
+    batch, length, heads, size = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, size)
+    scores = scale * jnp.einsum(
+        "blkgc,bskc->bkgls", grouped, key, preferred_element_type=jnp.float32
+    )
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgls,bskc->blkgc", weights, value).reshape(batch, length, heads, size)

@@ -1,0 +1,295 @@
+"""The decoder family, one implementation: Llama 3, Mistral, Qwen 2 and 3, Gemma 2 and 3 (text).
+
+Parameters are float32 unless loaded otherwise; matrix products and the residual stream have
+`config.dtype`; norms, rotations, softmax and logits are float32 whatever it is.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from regjax.models.attention import attend, causal_mask, segment_positions
+from regjax.models.config import DecoderConfig, RopeScaling
+from regjax.models.rope import rope_angles, rope_frequencies, rotate
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+# Mask and rotation of one kind of layer: `[B, 1, L, L]`, and two of `[B, L, 1, head_dim / 2]`.
+Sight = tuple[Array, tuple[Array, Array]]
+
+
+def _initializer(config: DecoderConfig) -> nnx.Initializer:
+    return nnx.initializers.truncated_normal(config.initializer_scale)
+
+
+def _linear(
+    config: DecoderConfig, inputs: int, outputs: int, bias: bool, rngs: nnx.Rngs
+) -> nnx.Linear:
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=_initializer(config),
+        rngs=rngs,
+    )
+
+
+class Norm(nnx.Module):
+    """`x / sqrt(mean(x^2) + epsilon) * scale` over the last axis, or `* (1 + scale)`."""
+
+    def __init__(self, config: DecoderConfig, size: int):
+        self.epsilon = config.norm_epsilon
+        self.offset = 1.0 if config.norm_scale_plus_one else 0.0
+        self.scale = nnx.Param(jnp.full((size,), 1.0 - self.offset))
+
+    def __call__(self, inputs: Array) -> Array:
+        x = inputs.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        scale = self.scale[...].astype(jnp.float32) + self.offset
+        return (x * scale).astype(inputs.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a `[V, D]` table, in the compute type."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        shape = (config.vocabulary_size, config.width)
+        self.table = nnx.Param(_initializer(config)(rngs.params(), shape, jnp.float32))
+        self.dtype = jnp.dtype(config.dtype)
+        self.factor = config.width**0.5 if config.scale_embeddings else None
+
+    def __call__(self, tokens: Array) -> Array:
+        rows = self.table[...][tokens].astype(self.dtype)
+        # Published Gemma models were trained with the factor rounded to the compute type.
+        return rows if self.factor is None else rows * jnp.asarray(self.factor, self.dtype)
+
+
+class Head(nnx.Module):
+    """Float32 logits `[..., V]` of hidden states `[..., D]`, by its own kernel or a tied table."""
+
+    def __init__(self, config: DecoderConfig, table: nnx.Param | None, rngs: nnx.Rngs):
+        self.dtype = jnp.dtype(config.dtype)
+        self.soft_cap = config.logit_soft_cap
+        self.tied = table is not None
+        if table is not None:
+            self.table = table
+        else:
+            shape = (config.width, config.vocabulary_size)
+            self.kernel = nnx.Param(_initializer(config)(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, hidden: Array) -> Array:
+        kernel = self.table[...].T if self.tied else self.kernel[...]
+        logits = jnp.matmul(
+            hidden.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, size, bias = config.width, config.head_dim, config.attention_bias
+        self.query = _linear(config, width, config.heads * size, bias, rngs)
+        self.key = _linear(config, width, config.key_value_heads * size, bias, rngs)
+        self.value = _linear(config, width, config.key_value_heads * size, bias, rngs)
+        self.output = _linear(
+            config, config.heads * size, width, config.attention_output_bias, rngs
+        )
+        if config.query_key_norm:
+            self.query_norm = Norm(config, size)
+            self.key_norm = Norm(config, size)
+
+    def __call__(self, inputs: Array, sight: Sight) -> Array:
+        config, (mask, angles) = self.config, sight
+        heads_of_size = (*inputs.shape[:-1], -1, config.head_dim)
+        query = self.query(inputs).reshape(heads_of_size)
+        key = self.key(inputs).reshape(heads_of_size)
+        value = self.value(inputs).reshape(heads_of_size)
+        if config.query_key_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        mixed = attend(
+            rotate(query, *angles),
+            rotate(key, *angles),
+            value,
+            mask,
+            scale=config.score_scale,
+            soft_cap=config.attention_soft_cap,
+        )
+        return self.output(mixed.reshape(*inputs.shape[:-1], -1))
+
+
+class MLP(nnx.Module):
+    """`down(activation(gate(x)) * up(x))`."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.gate = _linear(config, config.width, config.mlp_width, config.mlp_bias, rngs)
+        self.up = _linear(config, config.width, config.mlp_width, config.mlp_bias, rngs)
+        self.down = _linear(config, config.mlp_width, config.width, config.mlp_bias, rngs)
+
+    def __call__(self, inputs: Array) -> Array:
+        return self.down(ACTIVATIONS[self.activation](self.gate(inputs)) * self.up(inputs))
+
+
+class Layer(nnx.Module):
+    """Attention, then MLP, each normed before (and, for Gemma, after) and added to its input."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.post_norms = config.post_norms
+        self.attention_norm = Norm(config, config.width)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = Norm(config, config.width)
+        self.mlp = MLP(config, rngs)
+        if config.post_norms:
+            self.attention_post_norm = Norm(config, config.width)
+            self.mlp_post_norm = Norm(config, config.width)
+
+    def __call__(self, inputs: Array, sight: Sight) -> Array:
+        attended = self.attention(self.attention_norm(inputs), sight)
+        inputs = inputs + (self.attention_post_norm(attended) if self.post_norms else attended)
+        changed = self.mlp(self.mlp_norm(inputs))
+        return inputs + (self.mlp_post_norm(changed) if self.post_norms else changed)
+
+
+class Decoder(nnx.Module):
+    """Tokens or embeddings `[B, L]` to hidden states `[B, L, D]`, and those to logits `[..., V]`.
+
+    The layers are one `Layer` whose parameters have a leading axis `[N, ...]`.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = Embedding(config, rngs)
+        keys = jax.random.split(rngs.params(), config.layers)
+        self.layers = nnx.vmap(lambda key: Layer(config, nnx.Rngs(key)))(keys)
+        self.final_norm = Norm(config, config.width)
+        tied_table = self.embedding.table if config.tied_embeddings else None
+        self.head = Head(config, tied_table, rngs)
+
+    def embed(self, tokens: Array) -> Array:
+        """Embeddings `[..., D]` of `tokens [...]`, as the first layer takes them."""
+        return self.embedding(tokens)
+
+    def hidden(
+        self,
+        tokens: Array | None = None,
+        *,
+        embeddings: Array | None = None,
+        positions: Array | None = None,
+        segment_ids: Array | None = None,
+    ) -> Array:
+        """Final normed states `[B, L, D]` of `tokens [B, L]`, or of `embeddings [B, L, D]`.
+
+        Args:
+            tokens: int32 `[B, L]`.
+            embeddings: in place of tokens; taken as `embed` returns them, so already scaled.
+            positions: int32 `[B, L]`; by default the index within the segment.
+            segment_ids: int32 `[B, L]`: 0 padding, on either side, 1.. the packed examples, each
+                in one run. A token sees its own segment only. By default all ones.
+
+        Raises:
+            ValueError: both or neither of tokens and embeddings were given.
+        """
+        if (tokens is None) == (embeddings is None):
+            raise ValueError("give either tokens [B, L] or embeddings [B, L, D], not both")
+        states = self.embed(jnp.asarray(tokens)) if embeddings is None else jnp.asarray(embeddings)
+        states = states.astype(self.config.dtype)
+        if segment_ids is None:
+            segment_ids = jnp.ones(states.shape[:2], jnp.int32)
+        if positions is None:
+            positions = segment_positions(jnp.asarray(segment_ids))
+        return self.final_norm(
+            self._through_layers(states, jnp.asarray(positions), jnp.asarray(segment_ids))
+        )
+
+    def __call__(
+        self,
+        tokens: Array | None = None,
+        *,
+        embeddings: Array | None = None,
+        positions: Array | None = None,
+        segment_ids: Array | None = None,
+    ) -> Array:
+        """Float32 logits `[B, L, V]`: `head(hidden(...))`."""
+        return self.head(
+            self.hidden(tokens, embeddings=embeddings, positions=positions, segment_ids=segment_ids)
+        )
+
+    def _sights(self, positions: Array, segment_ids: Array) -> dict[str, Sight]:
+        config = self.config
+        rotation = rope_angles(
+            positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        )
+        sights = {}
+        if "global" in config.layer_kinds:
+            sights["global"] = (causal_mask(segment_ids), rotation)
+        if "local" in config.layer_kinds:
+            if config.local_rope_theta is not None:
+                rotation = rope_angles(
+                    positions,
+                    rope_frequencies(config.head_dim, config.local_rope_theta, RopeScaling()),
+                )
+            sights["local"] = (causal_mask(segment_ids, config.sliding_window), rotation)
+        return sights
+
+    def _through_layers(self, states: Array, positions: Array, segment_ids: Array) -> Array:
+        config = self.config
+        sights = self._sights(positions, segment_ids)
+        structure, stacked = nnx.split(self.layers)
+
+        def layer(states: Array, parameters: nnx.State, sight: Sight) -> Array:
+            return nnx.merge(structure, parameters)(states, sight)
+
+        if config.rematerialisation == "full":
+            layer = jax.checkpoint(layer)
+        elif config.rematerialisation == "dots":
+            layer = jax.checkpoint(
+                layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            )
+
+        if not config.scan_layers:
+            for index, kind in enumerate(config.layer_kinds):
+                parameters = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
+                states = layer(states, parameters, sights[kind])
+            return states
+
+        if len(sights) == 1:
+            (sight,) = sights.values()
+            return jax.lax.scan(
+                lambda states, parameters: (layer(states, parameters, sight), None), states, stacked
+            )[0]
+
+        def alternating(states: Array, scanned: tuple[nnx.State, Array]) -> tuple[Array, None]:
+            parameters, is_local = scanned
+            sight = jax.tree.map(
+                lambda local, every: jnp.where(is_local, local, every),
+                sights["local"],
+                sights["global"],
+            )
+            return layer(states, parameters, sight), None
+
+        is_local = jnp.array([kind == "local" for kind in config.layer_kinds])
+        return jax.lax.scan(alternating, states, (stacked, is_local))[0]
+
+
+def create(config: DecoderConfig, seed: int | Array) -> Decoder:
+    """A decoder with new float32 parameters, a function of `(config, seed)`.
+
+    Kernels and embeddings are truncated normal of `config.initializer_scale`, biases zero, norms
+    one. To make large models in place: `jax.jit(lambda: split(create(config, 0))[1],
+    out_shardings=...)()`.
+    """
+    return Decoder(config, nnx.Rngs(seed))

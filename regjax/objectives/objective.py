@@ -1,0 +1,39 @@
+"""What an objective is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import jax
+
+from regjax.models import Apply
+from regjax.token_grid import TokenGrid
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""Name -> (sum, weight), both float32 scalars; the average is `sum / weight`, formed once, after the
+sums and the weights have been added over micro-batches, devices and hosts."""
+
+
+class Objective(Protocol):
+    """A pure function of a model, its parameters and a batch.
+
+    The entry `"loss"` is minimised; all others are reported. An objective is usually a frozen dataclass
+    whose fields are its hyper-parameters, so that a config and the command line can set them, but any
+    function of this signature serves.
+    """
+
+    def __call__(
+        self,
+        model: Apply,
+        params,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        codec: TokenGrid,
+    ) -> Sums: ...
+
+
+def weighted(per_example: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`(sum_i w_i x_i, sum_i w_i)`; entries of weight 0 count for nothing even where they are not finite."""
+    kept = (per_example * weights).sum(where=weights > 0)
+    return kept, weights.sum()

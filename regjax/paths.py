@@ -1,0 +1,48 @@
+"""Parameters by path: `{"layers": {"norm": {"scale": a}}}` is `{"layers/norm/scale": a}` here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import traverse_util
+
+from regjax.errors import InputError
+
+Flat = dict[str, Any]
+
+
+def flatten(tree: Mapping[str, Any]) -> Flat:
+    """The leaves of a nested dict by path, the keys joined by `/`."""
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether any of the regular expressions is found in `path` (anchor with `^` and `$`)."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def split_by_patterns(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Flat, Flat]:
+    """`(matching, others)`, both flat.
+
+    Raises:
+      InputError: for a pattern that is no regular expression or matches no parameter.
+    """
+    flat = flatten(params)
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, path) for path in flat)
+        except re.error as error:
+            raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
+        if not found:
+            raise InputError(
+                f"the pattern {pattern!r} matches no parameter; the paths are: {', '.join(flat)}"
+            )
+    chosen = {path: leaf for path, leaf in flat.items() if matches(path, patterns)}
+    return chosen, {path: leaf for path, leaf in flat.items() if path not in chosen}

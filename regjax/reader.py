@@ -1,0 +1,189 @@
+"""A trained model as a reader of scores: saved beside its weights, loaded by path, fed with records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from regjax import models
+from regjax.data import (
+    BadRecord,
+    Data,
+    Record,
+    Template,
+    encode_records,
+    load_tokenizer,
+    ordered_batches,  # fmt: skip
+)
+from regjax.data.bad_records import check_bad_records
+from regjax.errors import InputError
+from regjax.evaluation import READ_OUTS, Score, evaluate_batches, make_score
+from regjax.models import Apply
+from regjax.scores import ScoreGrid
+from regjax.token_grid import TokenGrid
+
+READER_FILE = "regjax.json"
+
+
+class Scored(NamedTuple):
+    """What a reader says of one record."""
+
+    score: float
+    probabilities: np.ndarray
+    """`[K]` probability of every grid value, not renormalised."""
+    mass: float
+    """Their sum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Model, tokenizer, template, grid and read-out: what turns a record into a score."""
+
+    model: Apply
+    params: Any
+    tokenizer: Any
+    template: Template
+    grid: ScoreGrid
+    codec: TokenGrid
+    read_out: str
+    max_length: int
+    score: Score
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        read_out: str = "",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> Reader:
+        """The reader of a workdir (its last stage), of a stage's `model` folder, or of an exported one.
+
+        Raises:
+          InputError: if there is none, or it is not whole.
+        """
+        folder = find_model(Path(folder))
+        saved = _read_reader_file(folder / READER_FILE)
+        template = Template(**saved["template"])
+        grid = ScoreGrid(tuple(saved["grid"]["values"]), tuple(saved["grid"]["texts"]))
+        read_out = read_out or saved["read_out"]
+        if read_out not in READ_OUTS:
+            known = ", ".join(READ_OUTS)
+            raise InputError(f"unknown read-out {read_out!r}; known: {known}")
+        tokenizer = load_tokenizer(str(folder))
+        codec = template.codec(grid, tokenizer)
+        apply, params = models.split(models.load(folder, dtype=dtype))
+        score = make_score(apply, codec)
+        return cls(
+            apply, params, tokenizer, template, grid, codec, read_out, saved["max_length"], score
+        )
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Row lengths below `max_length`: powers of two, so that few shapes are compiled."""
+        return tuple(2**n for n in range(5, 31) if 2**n < self.max_length)
+
+    def __call__(self, records: Sequence[Mapping[str, Any]], batch_size: int = 64) -> list[Scored]:
+        """Scores of records that hold the template's fields, in their order.
+
+        Raises:
+          InputError: for the records that cannot be used.
+        """
+        checked = [Record(f"records[{i}]", record) for i, record in enumerate(records)]
+        scored, bad = self.score_records(checked, batch_size)
+        check_bad_records("records", bad, len(checked), "stop")
+        return [scored[index] for index in range(len(checked))]
+
+    def score_records(
+        self, records: Sequence[Record], batch_size: int = 64
+    ) -> tuple[dict[int, Scored], list[BadRecord]]:
+        """Scores by index, and the records that cannot be used."""
+        data = Data(max_length=self.max_length, buckets=self.buckets, on_bad_record="skip")
+        examples = encode_records(
+            records, data, self.template, self.tokenizer, self.grid, self.codec, labelled=False
+        )
+        if not examples.examples:
+            return {}, examples.bad
+        found = evaluate_batches(
+            self.score, self.params, ordered_batches(examples, batch_size, data),
+            self.codec.values, (),
+        )  # fmt: skip
+        predicted = np.asarray(READ_OUTS[self.read_out](found.probabilities, found.values))
+        scored = {
+            int(index): Scored(float(score), probabilities, float(probabilities.sum()))
+            for index, score, probabilities in zip(
+                found.record_ids, predicted, found.probabilities, strict=True
+            )
+        }
+        return scored, examples.bad
+
+
+def save_reader(
+    folder: Path, template: Template, grid: ScoreGrid, read_out: str, max_length: int
+) -> None:
+    """Writes what a model folder needs besides weights and tokenizer to be a reader."""
+    saved = {
+        "template": dataclasses.asdict(template),
+        "grid": dataclasses.asdict(grid),
+        "read_out": read_out,
+        "max_length": max_length,
+    }
+    (folder / READER_FILE).write_text(json.dumps(saved, indent=2) + "\n")
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder that `folder` is, or holds: a stage's, or the last stage's of a workdir."""
+    if (folder / READER_FILE).is_file():
+        return folder
+    if (folder / "model" / READER_FILE).is_file():
+        return folder / "model"
+    if (folder / "config.json").is_file() and not (folder / "model.safetensors").is_file():
+        stages = json.loads((folder / "config.json").read_text()).get("stages", [])
+        for stage in reversed(stages):
+            model = folder / stage["name"] / "model"
+            if (model / READER_FILE).is_file():
+                return model
+        raise InputError(f"no stage of {folder} has finished yet: run `regjax train` to its end")
+    raise InputError(
+        f"{folder} is no model of ours: expected a workdir, or a folder with {READER_FILE} "
+        "(written at the end of a stage and by `regjax export`)"
+    )
+
+
+def _read_reader_file(path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text())
+        template, grid = saved["template"], saved["grid"]
+        if not (isinstance(template, dict) and isinstance(saved["max_length"], int)):
+            raise TypeError
+        grid["values"], grid["texts"], saved["read_out"]
+        return saved
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); export the model again") from error
+
+
+def export(
+    workdir: str | Path, output: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> Path:
+    """Writes the model of a workdir (its last stage) or of a stage's folder to a new folder.
+
+    The folder holds config.json and safetensors that `transformers` loads, the tokenizer, and
+    regjax.json, with which `Reader.load`, `regjax predict` and `regjax eval` read scores from it.
+
+    Raises:
+      InputError: if there is no finished model, or `output` exists.
+    """
+    source, output = find_model(Path(workdir)), Path(output)
+    if output.exists():
+        raise InputError(f"{output} exists already: give another --output")
+    module = models.load(source, dtype=dtype)
+    _, params = models.split(module)
+    models.save(output, module.config, params, dtype=dtype, source=source)
+    shutil.copy(source / READER_FILE, output / READER_FILE)
+    return output

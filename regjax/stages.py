@@ -1,0 +1,186 @@
+"""Stages: what is trained, from where, with which objective and for how long; and one stage's update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from regjax import paths
+from regjax.data import Data
+from regjax.errors import InputError
+from regjax.evaluation import READ_OUTS
+from regjax.models import Apply
+from regjax.optim import Optimizer
+from regjax.token_grid import TokenGrid
+
+PREVIOUS, INITIAL = "previous", "initial"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a method. Fields that are None take the experiment's."""
+
+    name: str
+    """Name of the stage and of its folder in the workdir."""
+
+    objective: Any
+    """What is minimised, see `regjax.objectives`."""
+
+    trainable: tuple[str, ...] = (".*",)
+    """Regular expressions of the parameter paths that are trained; all others stay bit-identical."""
+
+    start: str = PREVIOUS
+    """Parameters it starts from: `previous` stage, `initial` model, or the name of an earlier stage."""
+
+    steps: int | None = None
+    """Number of updates."""
+
+    optimizer: Optimizer | None = None
+    """Update rule."""
+
+    data: Data | None = None
+    """Training, validation and test data."""
+
+    decisions: tuple[str, ...] = ("mean", "median", "mode")
+    """Read-outs reported for the trained model: `mean`, `normalized_mean`, `median`, `mode`; the first is
+    the one `predict` uses. None of them: no evaluation."""
+
+    select: str = ""
+    """Validation figure of the checkpoint that is kept as the result, e.g. `mean/rmse` (lowest wins; the
+    last checkpoint where empty)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedStage(Stage):
+    """A stage whose steps, optimizer and data are decided."""
+
+    steps: int = 0
+    optimizer: Optimizer = Optimizer()
+    data: Data = Data()
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint holds: trained parameters by path, optimizer state, number of steps done."""
+
+    params: dict[str, jax.Array]
+    optimizer: Any
+    step: jax.Array
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Raises `InputError` for an empty list, names that clash or cannot be folders, unknown starts."""
+    if not stages:
+        raise InputError("the experiment has no stages")
+    seen: list[str] = []
+    for stage in stages:
+        if not stage.name or stage.name in (PREVIOUS, INITIAL) or not _is_folder_name(stage.name):
+            raise InputError(
+                f"stage name {stage.name!r}: use letters, digits, '-' and '_' only, and neither "
+                f"{PREVIOUS!r} nor {INITIAL!r}"
+            )
+        if stage.name in seen:
+            raise InputError(f"two stages are named {stage.name!r}")
+        if stage.start not in (PREVIOUS, INITIAL, *seen):
+            known = ", ".join((PREVIOUS, INITIAL, *seen))
+            raise InputError(f"stage {stage.name!r} starts from {stage.start!r}; known: {known}")
+        if not callable(stage.objective):
+            raise InputError(f"stage {stage.name!r}: its objective is not callable")
+        unknown = [name for name in stage.decisions if name not in READ_OUTS]
+        if unknown:
+            raise InputError(
+                f"stage {stage.name!r}: unknown read-out {unknown[0]!r}; known: "
+                f"{', '.join(READ_OUTS)}"
+            )
+        seen.append(stage.name)
+
+
+def _is_folder_name(name: str) -> bool:
+    return all(character.isalnum() or character in "-_" for character in name)
+
+
+def init_state(
+    params: Mapping[str, jax.Array], optimizer: optax.GradientTransformation, sharding
+) -> TrainState:
+    """The state before the first step; the parameters are copied, so donating it leaves `params` alone."""
+
+    def init(params):
+        params = jax.tree.map(jnp.copy, params)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    return jax.jit(init, out_shardings=sharding)(dict(params))
+
+
+Update = Callable[[TrainState, Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]
+
+
+def make_update(
+    model: Apply,
+    objective: Callable,
+    optimizer: optax.GradientTransformation,
+    codec: TokenGrid,
+    *,
+    seed: int,
+    sharding,
+) -> Update:
+    """The compiled step `(state, frozen, batch) -> (state, metrics)`.
+
+    The leaves of `batch` are `[A, B / A, ...]`: A micro-batches, whose sums, weights and gradients are
+    added in float32 and divided by the summed weight once, so that A does not change the update. What is
+    random in a step is a function of `(seed, step)`. Where the loss or a gradient is not finite nothing
+    but the step counter changes and `metrics["bad"]` is 1. `metrics` are `[2]`: sum and weight.
+    `state` is donated.
+    """
+
+    def loss_sum(params, frozen, batch, key):
+        sums = objective(model, paths.unflatten({**frozen, **params}), batch, key, codec)
+        return sums["loss"][0], sums
+
+    def gradients(params, frozen, batch, key):
+        (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, batch, key)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
+
+    def accumulate(params, frozen, batch, key):
+        count = jax.tree.leaves(batch)[0].shape[0]
+        first = jax.tree.map(lambda x: x[0], batch)
+        if count == 1:
+            return gradients(params, frozen, first, jax.random.fold_in(key, 0))
+
+        def add(total, micro):
+            index, batch = micro
+            new = gradients(params, frozen, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, new), None
+
+        shapes = jax.eval_shape(gradients, params, frozen, first, key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
+        return total
+
+    def update(state: TrainState, frozen, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, sums = accumulate(state.params, frozen, batch, key)
+        total, weight = sums["loss"]
+        scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), 0)
+        grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, optimizer_state),
+            (state.params, state.optimizer),
+        )
+        metrics = {
+            **sums,
+            "gradient_norm": (norm, jnp.float32(1)),
+            "bad": (1 - finite.astype(jnp.float32), jnp.float32(1)),
+        }
+        metrics = {name: jnp.stack(pair) for name, pair in metrics.items()}
+        return TrainState(params, optimizer_state, state.step + 1), metrics
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(sharding, sharding))

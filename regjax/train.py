@@ -1,0 +1,165 @@
+"""The loop: a list of stages, each an update compiled once and run to its last step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from regjax import checkpoint, compilation, optim, paths, sharding
+from regjax.data import Batches
+from regjax.errors import InputError
+from regjax.evaluation import make_score
+from regjax.experiment import Experiment, write_config
+from regjax.log import Log, print_table, progress
+from regjax.models import Apply
+from regjax.prepare import Prepared, fingerprint, prepare
+from regjax.recorder import Recorder
+from regjax.results import evaluate_split, finish_stage, results_table, write_json
+from regjax.stages import INITIAL, PREVIOUS, init_state, make_update
+
+Parameters = Mapping[str, jax.Array]
+
+
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    model: tuple[Apply, Any] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Runs the experiment's stages in `workdir` and returns what is written to its `results.json`.
+
+    A run that was killed goes on from its last checkpoint when started again with the same arguments,
+    and ends with the same bits as one that was not (on the same devices).
+
+    Args:
+      experiment: what to run.
+      workdir: folder for checkpoints, logs, predictions and results; made if absent.
+      model: `(apply, params)` of a model of your own, in place of the experiment's.
+      quiet: print no table.
+
+    Raises:
+      InputError: for whatever is wrong with config, data or model, before any training.
+      TrainingStopped: after `max_bad_steps` steps in a row that were not finite.
+    """
+    compilation.enable_cache()
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir {workdir} is a file; give a folder")
+    run = prepare(experiment, workdir, model)
+    run.tokenizer.save_pretrained(str(workdir / "tokenizer"))
+    write_config(experiment, workdir / "config.json")
+    log = Log(workdir, experiment.loggers)
+    finished: dict[str, Parameters] = {INITIAL: run.params}
+    results: dict[str, Any] = {"stages": {}}
+    params: Parameters = run.params
+    for index, stage in enumerate(run.stages):
+        start = params if stage.start == PREVIOUS else finished[stage.start]
+        params, results["stages"][stage.name] = _run_stage(run, index, start, workdir, log)
+        if stage.name in {later.start for later in run.stages[index + 1 :]}:
+            finished[stage.name] = params
+    results["table"] = results_table(run, results["stages"])
+    write_json(workdir / "results.json", results)
+    if results["table"] and not quiet:
+        print_table(f"{experiment.name}: {results['table'][0]['split']} split", results["table"])
+    return results
+
+
+def _run_stage(
+    run: Prepared, index: int, start: Parameters, workdir: Path, log: Log
+) -> tuple[Parameters, dict[str, Any]]:
+    """Trains one stage, or what is left of it, and reports on its result."""
+    experiment, stage, splits = run.experiment, run.stages[index], run.splits[index]
+    folder = workdir / stage.name
+    mesh = sharding.make_mesh()
+    everywhere = sharding.replicated(mesh)
+
+    # state: what is trained goes through the optimizer and the checkpoints, the rest stays as it is
+    trained, frozen = paths.split_by_patterns(paths.unflatten(start), stage.trainable)
+    frozen = jax.device_put(frozen, everywhere)
+    optimizer = optim.build(stage.optimizer, stage.steps, trained)
+    state = init_state(jax.device_put(trained, everywhere), optimizer, everywhere)
+    batches = Batches(splits.train, experiment.batch_size, experiment.seed, stage.data)
+    position = {"seed": experiment.seed, "data": fingerprint(splits.train)}
+
+    # resume
+    manager = checkpoint.open_manager(folder / "checkpoints", select=stage.select)
+    if manager.latest_step() is not None:
+        state, saved = checkpoint.restore(manager, state)
+        _check_position(saved, position, folder)
+    step = int(state.step)
+    log.rewind(stage.name, step)
+
+    # loop
+    update = make_update(
+        run.model,
+        stage.objective,
+        optimizer,
+        run.codec,
+        seed=_stage_seed(experiment.seed, index),
+        sharding=everywhere,
+    )
+    score = make_score(run.model, run.codec)
+    with progress(stage.name, stage.steps, done=step) as advance:
+        recorder = Recorder(log, stage.name, experiment, splits.train, advance)
+        for batch in batches.iterate(step, stage.steps):
+            state, metrics = update(state, frozen, _place(batch, experiment.accumulation, mesh))
+            step += 1
+            recorder.add(step, metrics, batch["record_ids"])
+            last = step == stage.steps
+            report: dict[str, float] = {}
+            if (
+                splits.validation
+                and stage.decisions
+                and (last or _due(step, experiment.eval_every))
+            ):
+                recorder.flush()
+                current = {**frozen, **state.params}
+                report = evaluate_split(run, index, "validation", score, current).report
+                log.write(stage.name, step, {f"validation/{k}": v for k, v in report.items()})
+            if last or report or _due(step, experiment.checkpoint_every):
+                recorder.flush()
+                checkpoint.save(manager, step, state, {**position, "step": step}, report)
+        recorder.flush()
+    manager.wait_until_finished()
+
+    # result
+    if stage.select and manager.best_step() not in (None, step):
+        step = manager.best_step()
+        state, _ = checkpoint.restore(manager, state, step)
+    manager.close()
+    params = {**frozen, **state.params}
+    return params, finish_stage(run, index, params, step, score, folder)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _stage_seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
+
+
+def _place(batch: Mapping[str, np.ndarray], accumulation: int, mesh) -> dict[str, jax.Array]:
+    """Rows `[B, ...]` as micro-batches `[A, B / A, ...]`, dealt out over the devices."""
+    place = sharding.by_row(mesh, axis=1)
+    return {
+        name: jax.device_put(
+            array.reshape(accumulation, len(array) // accumulation, *array.shape[1:]), place
+        )
+        for name, array in batch.items()
+        if name != "record_ids"
+    }
+
+
+def _check_position(saved: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
+    for name, meaning in (("seed", "seed"), ("data", "training data")):
+        if saved[name] != expected[name]:
+            raise InputError(
+                f"{folder} was trained with another {meaning} ({saved[name]} then, "
+                f"{expected[name]} now): give another --workdir"
+            )
