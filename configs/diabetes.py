@@ -1,0 +1,39 @@
+"""A number in hundreds, read on a grid of values that take several tokens.
+
+scikit-learn's diabetes rows written as text; the target, 25 to 346, is read on 31 values from 25 to 355
+whose digits are tokens of their own. No download.
+
+    regjax train configs/diabetes.py --workdir runs/diabetes
+"""
+
+from regjax import Experiment, ScoreGrid, Stage
+from regjax.data import Data, Template, diabetes_texts
+from regjax.models import DecoderConfig
+from regjax.objectives import Raft, Sft
+from regjax.optim import Optimizer
+
+experiment = Experiment(
+    name="diabetes",
+    stages=(
+        Stage("cross_entropy", Sft(), decisions=("mode", "median", "mean"), select="mean/rmse"),
+        # The loss is in squared units of the target: its gradient is clipped to norm 1.
+        Stage("raft", Raft(), start="cross_entropy", decisions=("mean",), steps=60, select="mean/rmse"),
+    ),
+    data=Data(
+        train=diabetes_texts("train"),
+        validation=diabetes_texts("validation"),
+        test=diabetes_texts("test"),
+        id_field="id",
+        max_length=128,
+    ),
+    template=Template("{text}\nProgression:", response=" {score}"),
+    grid=ScoreGrid.linspace(25, 355, 31),
+    architecture=DecoderConfig(
+        layers=2, width=64, heads=4, key_value_heads=4, head_dim=16, mlp_width=192
+    ),
+    vocabulary_size=300,
+    batch_size=32,
+    steps=200,
+    eval_every=40,
+    optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.1),
+)
