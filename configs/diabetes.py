@@ -17,7 +17,9 @@ experiment = Experiment(
     stages=(
         Stage("cross_entropy", Sft(), decisions=("mode", "median", "mean"), select="mean/rmse"),
         # The loss is in squared units of the target: its gradient is clipped to norm 1.
-        Stage("raft", Raft(), start="cross_entropy", decisions=("mean",), steps=60, select="mean/rmse"),
+        Stage(
+            "raft", Raft(), start="cross_entropy", decisions=("mean",), steps=60, select="mean/rmse"
+        ),
     ),
     data=Data(
         train=diabetes_texts("train"),

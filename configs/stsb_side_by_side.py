@@ -1,10 +1,11 @@
 """Objectives and read-outs side by side on STS-B, a small decoder trained from scratch.
 
-First a language model of the training pairs, each also the other way round, and of every sentence
-beside itself, which teaches attention to find the same word in the other sentence. Then from that same
-model cross-entropy, RAFT and the number token loss, each with its checkpoint chosen on the validation
-split by the RMSE of its mean. STSB names the folder of `stsb-en-{train,dev,test}.csv.gz` (no header:
-sentence 1, sentence 2, score).
+Three stages of the same kind for all: a language model of the training sentences, pairs both ways and
+every sentence beside itself; then pairs of training sentences scored by the share of words they have in
+common, which teaches the model to compare; then, from that same model, cross-entropy, RAFT or the
+number token loss on the true scores, each with its checkpoint chosen on the validation split by the
+RMSE of its mean. STSB names the folder of `stsb-en-{train,dev,test}.csv.gz` (no header: sentence 1,
+sentence 2, score).
 
     STSB=FOLDER regjax train configs/stsb_side_by_side.py --seed 0 --workdir runs/stsb_0
 """
@@ -12,6 +13,7 @@ sentence 1, sentence 2, score).
 import dataclasses
 import os
 import pathlib
+import random
 import runpy
 
 from regjax import Stage
@@ -38,8 +40,26 @@ def beside_itself(records: list[dict]) -> list[dict]:
     return [{"sentence1": s, "sentence2": s, "label": 5} for s in sentences]
 
 
+def word_overlap(records: list[dict], count: int, seed: int = 0) -> list[dict]:
+    """Sentences of one pair, of neighbouring pairs or of any, scored 0 to 5 by common words."""
+    rng = random.Random(seed)
+    texts = [(r["sentence1"], r["sentence2"]) for r in records]
+    found = []
+    for _ in range(count):
+        first = rng.randrange(len(texts))
+        kind = rng.random()
+        near = min(max(first + rng.randint(-20, 20), 0), len(texts) - 1)
+        second = first if kind < 0.45 else near if kind < 0.8 else rng.randrange(len(texts))
+        one, two = rng.choice(texts[first]), rng.choice(texts[second])
+        a, b = ([word.strip('.,!?"') for word in t.lower().split()] for t in (one, two))
+        common = sum(min(a.count(word), b.count(word)) for word in set(b))
+        score = 5 * common / max(len(a), len(b))
+        found.append({"sentence1": one, "sentence2": two, "label": score})
+    return found
+
+
 def tuned(name: str, objective) -> Stage:
-    return Stage(name, objective, start="language_model", select="mean/rmse")
+    return Stage(name, objective, start="word_overlap", select="mean/rmse")
 
 
 train = pairs("train")
@@ -55,9 +75,17 @@ experiment = dataclasses.replace(
             "language_model",
             Sft(tokens="all"),
             decisions=(),
-            steps=1500,
+            steps=800,
             data=dataclasses.replace(data, train=both_ways + beside_itself(train)),
             optimizer=Optimizer(learning_rate=3e-3, weight_decay=0.01),
+        ),
+        Stage(
+            "word_overlap",
+            Sft(),
+            decisions=(),
+            steps=1500,
+            data=dataclasses.replace(data, train=word_overlap(train, 40_000)),
+            optimizer=Optimizer(learning_rate=1e-3, weight_decay=0.01),
         ),
         tuned("cross_entropy", Sft()),
         tuned("raft", Raft()),
@@ -67,5 +95,7 @@ experiment = dataclasses.replace(
     architecture=DecoderConfig(
         layers=2, width=96, heads=4, key_value_heads=4, head_dim=24, mlp_width=256
     ),
-    optimizer=Optimizer(learning_rate=1e-3, weight_decay=0.01),
+    steps=300,
+    eval_every=50,
+    optimizer=Optimizer(learning_rate=3e-4, weight_decay=0.01),
 )

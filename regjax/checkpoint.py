@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,25 +10,37 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from regjax import paths
 from regjax.errors import InputError
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
 
+PARAMETERS = "params.safetensors"
 
-def open_manager(folder: Path, *, select: str = "", keep: int = 2) -> CheckpointManager:
-    """A manager that keeps the `keep` newest checkpoints, and the one whose metric `select` is lowest.
 
-    Saving is asynchronous: the arrays are copied off the devices and written in the background.
+def open_manager(
+    folder: Path, *, select: str = "", largest: bool = False, keep: int = 2
+) -> CheckpointManager:
+    """A manager that keeps the `keep` newest checkpoints, and the best by the metric `select`.
+
+    The best is the lowest, or the highest where `largest`; what is NaN or was not evaluated is never
+    best. Saving is asynchronous: the arrays are copied off the devices and written in the background.
     """
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
+
+    def loss(metrics: Mapping[str, float]) -> float:
+        value = metrics.get(select, math.nan)
+        if math.isnan(value):
+            return math.inf
+        return -value if largest else value
 
     kept: list[Any] = [policies.LatestN(keep)]
     if select:
         kept.append(
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics[select],
+                get_metric_fn=loss,
                 reverse=True,
                 n=1,
                 keep_checkpoints_without_metrics=False,
@@ -36,7 +49,7 @@ def open_manager(folder: Path, *, select: str = "", keep: int = 2) -> Checkpoint
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         save_decision_policy=policies.AnySavePolicy([policies.FixedIntervalPolicy(1)]),
-        best_fn=(lambda metrics: metrics[select]) if select else None,
+        best_fn=loss if select else None,
         best_mode="min",
         enable_async_checkpointing=True,
     )
@@ -58,7 +71,7 @@ def save(
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data))
         ),
-        metrics=dict(metrics) if metrics else None,
+        metrics=dict(metrics or {}),
         force=True,
     )
 
@@ -72,7 +85,7 @@ def restore(
     can be donated.
 
     Raises:
-      InputError: if the checkpoint's tree is not the target's.
+      InputError: if the checkpoint's tree is not the target's, or its files are damaged.
     """
     import orbax.checkpoint as ocp
 
@@ -87,13 +100,62 @@ def restore(
                 state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
             ),
         )
-    except (ValueError, KeyError) as error:
+        leaves = jax.tree.leaves(restored["state"]), jax.tree.leaves(abstract)
+        wrong = [(a.shape, b.shape) for a, b in zip(*leaves, strict=True) if a.shape != b.shape]
+        if wrong:
+            raise ValueError(f"an array has shape {wrong[0][0]}, not {wrong[0][1]}")
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
-            f"the checkpoint of step {step} in {manager.directory} is not one of this run (another "
-            f"model, optimizer or set of trained parameters?): {str(error).splitlines()[0]}. "
-            "Train into another --workdir, or go back to the config that wrote it."
+            f"the checkpoint of step {step} in {manager.directory} cannot be read: it belongs to "
+            f"another model, optimizer or set of trained parameters, or it is damaged ({reason}). "
+            "Go back to the config that wrote it, give another --workdir, or delete the folder "
+            f"{step} to go on from the checkpoint before it."
         ) from error
     # Restored arrays may not be donatable; the copy that a compiled identity makes always is.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
     return copy(restored["state"]), restored["data"]
+
+
+@jax.jit
+def checksum(params: Mapping[str, jax.Array]) -> jax.Array:
+    """A uint32 of every bit of `{path: array}`, the same however the arrays are laid out on devices."""
+    total = jnp.zeros((), jnp.uint32)
+    for index, path in enumerate(sorted(params)):
+        array = params[path]
+        words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
+        words = words.astype(jnp.uint32).ravel()
+        places = jnp.arange(words.size, dtype=jnp.uint32) * 2 + 1
+        total = total * 31 + (words * places).sum(dtype=jnp.uint32) + index
+    return total
+
+
+def save_params(folder: Path, params: Mapping[str, jax.Array]) -> None:
+    """Writes `{path: array}` as `params.safetensors`, whole or not at all."""
+    from safetensors.flax import save_file
+
+    temporary = folder / f"{PARAMETERS}.tmp"
+    save_file(dict(params), str(temporary))
+    temporary.replace(folder / PARAMETERS)
+
+
+def load_params(workdir: str | Path, stage: str) -> dict[str, Any]:
+    """The parameters that a finished stage of `train(..., model=(apply, params))` ended with.
+
+    They are the nested dict that `train` was given, frozen ones included, of the selected step. A
+    stage whose model came from the experiment has a model folder instead: `models.load`.
+
+    Raises:
+      InputError: if the stage has not finished, or has a model folder.
+    """
+    from safetensors.flax import load_file
+
+    folder = Path(workdir) / stage
+    if (folder / PARAMETERS).is_file():
+        return paths.unflatten(load_file(str(folder / PARAMETERS)))
+    if (folder / "model").is_dir():
+        raise InputError(
+            f"{folder} has a model folder: regjax.models.load({str(folder / 'model')!r})"
+        )
+    raise InputError(f"{folder} holds no {PARAMETERS}: no stage that has finished")

@@ -1,14 +1,24 @@
 """The command line: `regjax COMMAND ...`."""
 
+import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from regjax.data import Data
 from regjax.errors import InputError
 from regjax.recorder import TrainingStopped
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+WRONG_PATH = (
+    PermissionError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingStopped as error:
         _complain(str(error))
         return FAILED
+    except BrokenPipeError:
+        # Whoever read our output went away; nothing more can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {error.strerror}")
+        return BAD_INPUT if isinstance(error, WRONG_PATH) else FAILED
     return 0
 
 
@@ -53,6 +72,10 @@ def _overview() -> str:
     lines += ["  regjax plot runs/quickstart"]
     return "\n".join(lines)
 
+
+WORKDIR = (
+    "Folder for checkpoints, log, predictions, results and plots; a run that is there goes on."
+)
 
 TRAIN_USAGE = """usage: regjax train CONFIG [--field value ...] --workdir DIR
 
@@ -76,9 +99,11 @@ def train(arguments: Sequence[str]) -> None:
             raise InputError("the first argument of train is the config file")
         return
     default = load_config(arguments[0])
+    default = dataclasses.replace(default, data=_short_to_show(default.data))
 
     def parsed(
-        workdir: Path, experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default
+        workdir: Annotated[Path, tyro.conf.arg(help=WORKDIR)],
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
     ) -> tuple[Path, Experiment]:
         return workdir, experiment
 
@@ -96,12 +121,30 @@ def train(arguments: Sequence[str]) -> None:
         print(path)
 
 
+class _InMemory(list):
+    """Records given in the config, which --help would print in full otherwise."""
+
+    def __str__(self) -> str:
+        return f"{len(self)} records in memory"
+
+
+def _short_to_show(data: Data) -> Data:
+    sources = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    shown: dict[str, Any] = {
+        name: _InMemory(source)
+        for name, source in sources.items()
+        if not isinstance(source, str | os.PathLike)
+    }
+    return dataclasses.replace(data, **shown)
+
+
 def evaluate(arguments: Sequence[str]) -> None:
     """score a file with known scores and report every metric"""
     import tyro
 
     from regjax.evaluate import evaluate as run
     from regjax.evaluation import READ_OUTS, to_json
+    from regjax.files import write_json
     from regjax.log import print_table
 
     def parsed(
@@ -124,26 +167,36 @@ def evaluate(arguments: Sequence[str]) -> None:
             output: Where to write the report as JSON.
             batch_size: Rows scored at once.
         """
-        import json
-
+        if output is not None and not output.parent.is_dir():
+            raise InputError(f"{output.parent} is no folder: make it, or give another --output")
         report = run(
             model, input, score_field=score_field, columns=columns,
             on_bad_record=on_bad_record, batch_size=batch_size,
         ).report  # fmt: skip
-        names = ("rmse", "mae", "pearson", "spearman", "kendall", "accuracy_within")
+        figures = {name: name for name in ("rmse", "mae", "pearson", "spearman", "kendall")}
+        figures["within 0.5"] = "accuracy_within"
         rows = [
-            {"read-out": read_out, **{name: report[f"{read_out}/{name}"] for name in names}}
+            {"read-out": read_out.replace("normalized_", "norm. ")}
+            | {label: report[f"{read_out}/{name}"] for label, name in figures.items()}
             for read_out in READ_OUTS
         ]
-        print_table(
-            f"{input}: {report['count']:.0f} records, {report['skipped']:.0f} skipped", rows
+        title = (
+            f"{Path(input).name}: {report['count']:.0f} records, {report['skipped']:.0f} skipped\n"
+            f"standard deviation of the true scores: {report['target_std']:.3f}"
         )
-        shared = {
-            k: float(v) for k, v in report.items() if "/" not in k and not k.endswith("count")
-        }
-        print_table("the distribution", [shared])
+        print_table(title, rows)
+        shared = [
+            {
+                "the distribution's": name,
+                "value": report[name],
+                "95 % from": report[f"{name}_low"],
+                "to": report[f"{name}_high"],
+            }
+            for name in ("crps", "coverage_90", "grid_mass")
+        ]
+        print_table("", shared)
         if output is not None:
-            output.write_text(json.dumps(to_json(report), indent=2) + "\n")
+            write_json(output, to_json(report))
 
     tyro.cli(parsed, prog="regjax eval", args=arguments)
 

@@ -14,7 +14,7 @@ def enable_cache() -> None:
     The folder is `$XDG_CACHE_HOME/regjax/xla`, by default `~/.cache/regjax/xla`;
     `JAX_COMPILATION_CACHE_DIR` takes precedence, and `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
     """
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "regjax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

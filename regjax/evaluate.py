@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from regjax import compilation
 from regjax.data import Data, load_examples, ordered_batches
+from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS, Evaluation, evaluate_batches
 from regjax.log import progress
 from regjax.reader import Reader
@@ -36,6 +37,8 @@ def evaluate(
     Raises:
       InputError: for a model or records that cannot be used.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: expected at least 1")
     compilation.enable_cache()
     reader = model if isinstance(model, Reader) else Reader.load(model)
     data = Data(

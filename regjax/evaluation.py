@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from regjax import decisions, metrics, scoring
+from regjax.errors import InputError
+from regjax.files import write_text
 from regjax.models import Apply
 from regjax.token_grid import TokenGrid
 
@@ -79,6 +81,9 @@ def evaluate_batches(
     """Scores every example of the batches (one a row, padding rows have `record_ids` -1) and reports.
 
     Each batch is fetched after the next one has been dispatched, so the device does not wait.
+
+    Raises:
+      InputError: if the batches hold no example.
     """
     ids, targets, log_probs = [], [], []
     pending: tuple[np.ndarray, np.ndarray, jax.Array] | None = None
@@ -99,6 +104,8 @@ def evaluate_batches(
         if advance is not None:
             advance()
     fetch()
+    if not sum(map(len, ids)):
+        raise InputError("there are no examples to evaluate")
     order = np.argsort(np.concatenate(ids), kind="stable")
     probabilities = np.exp(np.concatenate(log_probs)[order].astype(np.float64))
     return evaluate_distribution(
@@ -136,29 +143,40 @@ def evaluate_distribution(
 def write_predictions(
     path: Path, evaluation: Evaluation, ids: Sequence[Any], texts: Sequence[str]
 ) -> None:
-    """One JSON line an example: id, target, every read-out, distribution, grid mass; whole or absent."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        for row, (record, target) in enumerate(
-            zip(evaluation.record_ids, evaluation.targets, strict=True)
-        ):
-            probabilities = evaluation.probabilities[row]
-            line = {
-                "id": ids[record],
-                "target": float(target),
-                **{name: float(p[row]) for name, p in evaluation.predictions.items()},
-                "distribution": dict(zip(texts, probabilities.tolist(), strict=True)),
-                "grid_mass": float(probabilities.sum()),
-            }
-            file.write(json.dumps(line) + "\n")
-    temporary.replace(path)
+    """One JSON line an example: id, target, every read-out, distribution, grid mass; whole or absent.
+
+    `ids` are by record, `texts` `[K]` those of the grid; a read-out that is not defined is null.
+    """
+    lines = []
+    for row, (record, target) in enumerate(
+        zip(evaluation.record_ids, evaluation.targets, strict=True)
+    ):
+        probabilities = evaluation.probabilities[row]
+        line = {
+            "id": ids[record],
+            "target": _finite(target),
+            **{name: _finite(p[row]) for name, p in evaluation.predictions.items()},
+            "distribution": dict(zip(texts, map(_finite, probabilities), strict=True)),
+            "grid_mass": _finite(probabilities.sum()),
+        }
+        lines.append(json.dumps(line) + "\n")
+    write_text(path, "".join(lines))
 
 
 def to_json(report: Mapping[str, float]) -> dict[str, Any]:
-    """A report with NaN as null and its reason under `<name>/undefined`."""
+    """A report with what is not finite as null, the reason under `<name>/undefined` where there is one.
+
+    >>> to_json({"rmse": 0.5, "pearson": metrics.Undefined("the predictions are constant")})
+    {'rmse': 0.5, 'pearson': None, 'pearson/undefined': 'the predictions are constant'}
+    """
     found: dict[str, Any] = {}
     for name, value in report.items():
-        found[name] = None if np.isnan(value) else float(value)
+        found[name] = _finite(value)
         if isinstance(value, metrics.Undefined):
             found[f"{name}/undefined"] = value.reason
     return found
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if np.isfinite(value) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import runpy
 import traceback
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from regjax.data import Data, Template
 from regjax.errors import InputError
+from regjax.files import write_json
 from regjax.models import DecoderConfig
 from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
@@ -93,6 +93,8 @@ class Experiment:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; it has to be in 0..2**32 - 1")
         if self.eval_every < 0:
             raise InputError(f"eval_every is {self.eval_every}; it has to be 0 or more")
         if self.batch_size % self.accumulation:
@@ -124,6 +126,8 @@ def load_config(path: str | Path) -> Experiment:
         found = runpy.run_path(str(path)).get("experiment")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except SystemExit as error:
+        raise InputError(f"{path} ends the process (sys.exit); a config only sets names") from error
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
@@ -153,4 +157,4 @@ def write_config(experiment: Experiment, path: Path) -> None:
     resolved = dataclasses.replace(
         experiment, stages=tuple(experiment.resolve(stage) for stage in experiment.stages)
     )
-    path.write_text(json.dumps(to_json(resolved), indent=2) + "\n")
+    write_json(path, to_json(resolved))

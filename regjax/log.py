@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regjax.errors import InputError
+from regjax.files import write_text
 
 
 class Log:
@@ -20,7 +21,7 @@ class Log:
 
     def write(self, stage: str, step: int, entries: Mapping[str, Any]) -> None:
         line = json.dumps({"stage": stage, "step": step, **entries}, allow_nan=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         numbers = {
             f"{stage}/{name}": value
@@ -31,13 +32,14 @@ class Log:
             sink(step, numbers)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drops the lines of `stage` after `step`: a resumed run writes them again."""
+        """Drops the lines of `stage` after `step`, which a resumed run writes again, and cut-off ones."""
+        if not self.path.is_file():
+            return
         lines = read_log(self.path)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-        if len(kept) != len(lines):
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.replace(self.path)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if text != self.path.read_text(encoding="utf-8"):
+            write_text(self.path, text)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -45,9 +47,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
+            entry = json.loads(line)
+            # A cut-off line may be JSON of its own, such as a number.
+            if isinstance(entry, dict):
+                lines.append(entry)
     return lines
 
 
@@ -128,6 +133,6 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:
         return "undefined"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -29,10 +30,14 @@ class ParameterGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """The rule that turns gradients into updates."""
+    """The rule that turns gradients into updates.
+
+    Raises:
+      InputError: for numbers out of range, and for weight decay where it has no effect.
+    """
 
     name: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """Update rule. adafactor has no weight decay here: optax multiplies it by nothing."""
+    """Update rule. Weight decay is adamw's alone: optax multiplies adafactor's by no learning rate."""
 
     learning_rate: float = 1e-3
     """Peak learning rate."""
@@ -41,16 +46,17 @@ class Optimizer:
     """How the rate goes down after the warm-up, over the stage's steps."""
 
     warmup: float = 0.1
-    """Share of the stage's steps over which the rate rises linearly from 0."""
+    """Share of the stage's steps over which the rate rises linearly: the first update is at one step's
+    worth of the rise, the last of these at the peak."""
 
     final_scale: float = 0.0
-    """The rate at the last step, as a share of the peak (cosine and linear)."""
+    """Where cosine and linear end, one step after the stage's last update, as a share of the peak."""
 
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: never."""
 
     weight_decay: float = 0.0
-    """Decoupled weight decay of adamw, on everything but norm scales and biases."""
+    """Decoupled weight decay of adamw, on everything but parameters named `scale` or `bias`."""
 
     b1: float = 0.9
     """Decay of adamw's first moment; momentum of sgd (0: none)."""
@@ -64,9 +70,23 @@ class Optimizer:
     groups: tuple[ParameterGroup, ...] = ()
     """Parameters with a rate or a weight decay of their own."""
 
+    def __post_init__(self) -> None:
+        _check(self)
+
 
 def schedule(config: Optimizer, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up over `warmup * steps`, then the decay to the last step."""
+    """Learning rate of update t = 0, 1, ..., steps - 1, with `W = round(warmup * steps)`:
+
+        t < W:   peak (t + 1) / W
+        t >= W:  peak (f + (1 - f) d(u)),   u = (t - W) / (steps - W),   f = final_scale
+
+    where `d(u)` is `(1 + cos(pi u)) / 2` (cosine), `1 - u` (linear) or 1 (constant). No update is at a
+    rate of 0: the rise begins one step in, and the decay ends one step after the last update.
+
+    >>> rate = schedule(Optimizer(learning_rate=1.0, schedule="linear", warmup=0.5), 8)
+    >>> [float(rate(t)) for t in range(8)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
     warmup = round(config.warmup * steps)
     peak, rest = config.learning_rate, max(steps - warmup, 1)
     if config.schedule == "cosine":
@@ -77,7 +97,6 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
         decay = optax.constant_schedule(peak)
     if warmup == 0:
         return decay
-    # The first update is at 1/warmup of the peak: a rate of exactly 0 would waste the step.
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, decay], [warmup])
 
@@ -86,9 +105,8 @@ def build(config: Optimizer, steps: int, params: Mapping[str, Any]) -> optax.Gra
     """The optax transformation for flat parameters `{path: array}`: clipping, rule, schedule, groups.
 
     Raises:
-      InputError: for numbers out of range and for a group whose pattern matches no parameter.
+      InputError: for a group whose pattern matches no parameter.
     """
-    _check(config)
     everything = ParameterGroup(".*")
     groups = (*config.groups, everything)
     for group in config.groups:
@@ -126,24 +144,36 @@ def _rule(config: Optimizer, group: ParameterGroup, steps: int) -> optax.Gradien
 
 
 def decays(params: Mapping[str, Any]) -> dict[str, bool]:
-    """Which parameters weight decay touches: all but norm scales and biases."""
-    return {path: not path.endswith(("scale", "bias")) for path in params}
+    """Which parameters weight decay touches: all but those named `scale` (of norms) or `bias`."""
+    return {path: path.rpartition("/")[2] not in ("scale", "bias") for path in params}
 
 
 def _check(config: Optimizer) -> None:
-    wrong = [
+    numbers = [
         ("learning_rate", config.learning_rate, "above 0", config.learning_rate > 0),
         ("warmup", config.warmup, "in 0..1", 0 <= config.warmup <= 1),
         ("final_scale", config.final_scale, "in 0..1", 0 <= config.final_scale <= 1),
         ("clip_norm", config.clip_norm, "0 or above", config.clip_norm >= 0),
         ("weight_decay", config.weight_decay, "0 or above", config.weight_decay >= 0),
-        ("b1", config.b1, "in 0..1", 0 <= config.b1 < 1),
-        ("b2", config.b2, "in 0..1", 0 <= config.b2 < 1),
+        ("b1", config.b1, "from 0 to below 1", 0 <= config.b1 < 1),
+        ("b2", config.b2, "from 0 to below 1", 0 <= config.b2 < 1),
+        ("epsilon", config.epsilon, "above 0", config.epsilon > 0),
     ]
-    for name, value, expected, right in wrong:
-        if not right:
+    decays = [("weight_decay", config.weight_decay)]
+    for index, group in enumerate(config.groups):
+        scale, decay = group.learning_rate_scale, group.weight_decay or 0.0
+        place = f"groups[{index}]"
+        numbers += [
+            (f"{place}.learning_rate_scale", scale, "0 or above", scale >= 0),
+            (f"{place}.weight_decay", decay, "0 or above", decay >= 0),
+        ]
+        decays.append((f"{place}.weight_decay", decay))
+    for name, value, expected, right in numbers:
+        if not (right and math.isfinite(value)):
             raise InputError(f"optimizer.{name} is {value}; it has to be {expected}")
-    if config.name == "adafactor" and config.weight_decay:
-        raise InputError(
-            "optimizer.weight_decay has no effect with adafactor; set it to 0 or use adamw"
-        )
+    for name, value in decays:
+        if value and config.name != "adamw":
+            raise InputError(
+                f"optimizer.{name} is {value}, which has no effect with {config.name}; set it to 0 "
+                "or use adamw"
+            )

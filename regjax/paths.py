@@ -14,12 +14,19 @@ Flat = dict[str, Any]
 
 
 def flatten(tree: Mapping[str, Any]) -> Flat:
-    """The leaves of a nested dict by path, the keys joined by `/`."""
-    return traverse_util.flatten_dict(dict(tree), sep="/")
+    """The leaves of a nested dict by path, the keys joined by `/`.
+
+    The integer keys of a list of NNX modules become strings, which NNX takes as well.
+
+    >>> flatten({"layers": {0: {"scale": 1.0}}, "head": 2.0})
+    {'layers/0/scale': 1.0, 'head': 2.0}
+    """
+    by_keys = traverse_util.flatten_dict(dict(tree))
+    return {"/".join(map(str, keys)): leaf for keys, leaf in by_keys.items()}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """The nested dict of a flat one, its keys strings."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 

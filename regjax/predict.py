@@ -7,20 +7,24 @@ import gzip
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from regjax import compilation
 from regjax.data import BadRecord, Record, parse_line, write_bad_records
-from regjax.data.bad_records import check_bad_records
+from regjax.data.bad_records import Unusable, check_bad_records, text
 from regjax.errors import InputError
+from regjax.files import write_json
 from regjax.log import progress, read_log
 from regjax.reader import Reader, Scored
 from regjax.scores import ScoreGrid
 
 CHUNK = 1024
 """Records read, scored and written at a time."""
+
+ADDED = ("predicted_score", "distribution", "grid_mass", "line")
+"""What a line of the output has besides the record."""
 
 
 def predict(
@@ -40,9 +44,9 @@ def predict(
     which a second call with the same arguments continues, and gets its name when it is complete.
 
     Raises:
-      InputError: missing or malformed input, records that cannot be used (unless `on_bad_record` is
-        `skip`: then they are listed in `OUTPUT.bad_records.jsonl`), an output that exists, a partial
-        output of another call.
+      InputError: missing or malformed input, records that cannot be used or have a field of one of
+        those names (unless `on_bad_record` is `skip`: then they are listed in
+        `OUTPUT.bad_records.jsonl`), an output that exists, a partial output of another call.
     """
     compilation.enable_cache()
     source, output = Path(source), Path(output)
@@ -51,36 +55,75 @@ def predict(
     if not output.parent.is_dir():
         raise InputError(f"{output.parent} is no folder: make it, or give another --output")
     records = _stream(source)
-    if on_bad_record == "stop":
-        # A first pass over the lines alone: a malformed one is found before any scoring.
-        check_bad_records(str(source), *_malformed(_stream(source)), policy="stop")
     reader = model if isinstance(model, Reader) else Reader.load(model, read_out=read_out)
+    _check(source, reader, on_bad_record)
     made_with = {
         "model": None if isinstance(model, Reader) else str(Path(model).resolve()),
         "input": str(source.resolve()),
         "bytes": source.stat().st_size,
         "read_out": reader.read_out,
+        "batch_size": batch_size,
     }
     partial = output.with_name(output.name + ".partial")
-    done, written = _resume(partial, made_with)
     listed = output.with_name(output.name + ".bad_records.jsonl")
-    bad = [record for record in _read_bad_records(listed) if _line_number(record.place) <= done]
-    with progress("predict", total=None, done=written) as advance, partial.open("a") as file:
-        for chunk in _chunks(pair for pair in records if pair[0] > done):
-            scored, unusable = reader.score_records([record for _, record in chunk], batch_size)
-            check_bad_records(str(source), unusable, len(chunk) + 1, on_bad_record)
-            if unusable:
-                bad += unusable
-                write_bad_records(listed, bad)
+    done = _resume(partial, listed, made_with)
+    with progress("predict", None, done.written) as advance, partial.open("ab") as file:
+        for chunk in _chunks(pair for pair in records if pair[0] > done.line):
+            scored, bad = reader.score_records([record for _, record in chunk], batch_size)
+            check_bad_records(str(source), bad, len(chunk) + 1, on_bad_record)
             lines = [_line(chunk[index], scored[index], reader.grid) for index in sorted(scored)]
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-            written += len(lines)
+            done = done.after(chunk[-1][0], lines, bad)
+            if done.bad:
+                write_bad_records(listed, done.bad)
+            write_json(_sidecar(partial), {**made_with, "done": done.to_json()})
             advance(len(lines))
+    if not done.written:
+        for path in (partial, _sidecar(partial)):
+            path.unlink()
+        raise InputError(f"{source}: none of its records can be used; {listed} lists why")
     partial.replace(output)
     _sidecar(partial).unlink()
-    return written
+    return done.written
+
+
+def _check(source: Path, reader: Reader, on_bad_record: str) -> None:
+    """A first pass over the records alone: what cannot be used is found before any scoring."""
+    names = reader.template.fields
+    count, bad = 0, []
+    for _, record in _stream(source):
+        count += 1
+        try:
+            if record.problem:
+                raise Unusable("", None, record.problem)
+            for name in names:
+                text(name, record.fields.get(name))
+        except Unusable as error:
+            bad.append(error.at(record.place))
+    if not count:
+        raise InputError(f"{source} holds no record: expected at least one")
+    check_bad_records(str(source), bad, count, on_bad_record)
+
+
+class _Done(NamedTuple):
+    """How far a call has come."""
+
+    line: int = 0
+    """The last line of the input that is done."""
+    size: int = 0
+    """Bytes of the partial output up to there."""
+    written: int = 0
+    """Lines of it."""
+    bad: tuple[BadRecord, ...] = ()
+
+    def after(self, line: int, lines: Sequence[bytes], bad: Sequence[BadRecord]) -> _Done:
+        size = self.size + sum(map(len, lines))
+        return _Done(line, size, self.written + len(lines), (*self.bad, *bad))
+
+    def to_json(self) -> dict[str, int]:
+        return {"line": self.line, "size": self.size, "written": self.written}
 
 
 def _line_number(place: str) -> int:
@@ -116,16 +159,15 @@ def _lines(path: Path) -> Iterator[NumberedRecord]:
                 return
             number += 1
             if line.strip():
-                yield number, parse_line(f"{path.name}:{number}", line)
+                yield number, _without_clash(parse_line(f"{path.name}:{number}", line))
 
 
-def _malformed(records: Iterator[NumberedRecord]) -> tuple[list[BadRecord], int]:
-    count, bad = 0, []
-    for _, record in records:
-        count += 1
-        if record.problem:
-            bad.append(BadRecord(record.place, "", "", record.problem))
-    return bad, count
+def _without_clash(record: Record) -> Record:
+    """A field that the output would write over makes a record unusable."""
+    clash = [name for name in ADDED if name in record.fields]
+    if not clash:
+        return record
+    return Record(record.place, {}, f"has a field {clash[0]!r} of its own: rename it")
 
 
 def _chunks(records: Iterator[NumberedRecord]) -> Iterator[list[NumberedRecord]]:
@@ -133,39 +175,37 @@ def _chunks(records: Iterator[NumberedRecord]) -> Iterator[list[NumberedRecord]]
         yield chunk
 
 
-def _line(numbered: NumberedRecord, scored: Scored, grid: ScoreGrid) -> str:
+def _line(numbered: NumberedRecord, scored: Scored, grid: ScoreGrid) -> bytes:
     number, record = numbered
-    added = {
-        "predicted_score": scored.score,
-        "distribution": dict(zip(grid.texts, scored.probabilities.tolist(), strict=True)),
-        "grid_mass": scored.mass,
-        "line": number,
-    }
-    return json.dumps({**record.fields, **added}) + "\n"
+    distribution = dict(zip(grid.texts, scored.probabilities.tolist(), strict=True))
+    added = dict(zip(ADDED, (scored.score, distribution, scored.mass, number), strict=True))
+    return (json.dumps({**record.fields, **added}) + "\n").encode()
 
 
 def _sidecar(partial: Path) -> Path:
     return partial.with_name(partial.name + ".json")
 
 
-def _resume(partial: Path, made_with: Mapping[str, Any]) -> tuple[int, int]:
-    """`(last input line done, lines written)`; a line cut off by a killed process is dropped."""
+def _resume(partial: Path, listed: Path, made_with: Mapping[str, Any]) -> _Done:
+    """How far the partial output goes; what a killed process wrote after that is dropped."""
     sidecar = _sidecar(partial)
-    if partial.exists():
-        before: Any = None
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            before = json.loads(sidecar.read_text())
-        if before != dict(made_with):
-            raise InputError(
-                f"{partial} was begun with another model, input or read-out: delete it, or give "
-                "another --output"
-            )
-        content = partial.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with partial.open("r+b") as file:
-                file.truncate(len(whole))
-        lines = whole.splitlines()
-        return (json.loads(lines[-1])["line"], len(lines)) if lines else (0, 0)
-    sidecar.write_text(json.dumps(dict(made_with)))
-    return 0, 0
+    if not partial.exists():
+        listed.unlink(missing_ok=True)
+        write_json(sidecar, {**made_with, "done": _Done().to_json()})
+        return _Done()
+    before: Any = None
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        before = json.loads(sidecar.read_text(encoding="utf-8"))
+    if not isinstance(before, dict) or {**before, "done": None} != {**made_with, "done": None}:
+        raise InputError(
+            f"{partial} was begun with another model, input, read-out or batch size: delete it, or "
+            "give another --output"
+        )
+    done = _Done(**before["done"])
+    if partial.stat().st_size < done.size:
+        raise InputError(f"{partial} is shorter than it was: delete it, or give another --output")
+    os.truncate(partial, done.size)
+    bad = (
+        record for record in _read_bad_records(listed) if _line_number(record.place) <= done.line
+    )
+    return done._replace(bad=tuple(bad))

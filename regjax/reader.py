@@ -24,6 +24,7 @@ from regjax.data import (
 from regjax.data.bad_records import check_bad_records
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS, Score, evaluate_batches, make_score
+from regjax.files import write_json
 from regjax.models import Apply
 from regjax.scores import ScoreGrid
 from regjax.token_grid import TokenGrid
@@ -134,7 +135,7 @@ def save_reader(
         "read_out": read_out,
         "max_length": max_length,
     }
-    (folder / READER_FILE).write_text(json.dumps(saved, indent=2) + "\n")
+    write_json(folder / READER_FILE, saved)
 
 
 def find_model(folder: Path) -> Path:
@@ -144,9 +145,8 @@ def find_model(folder: Path) -> Path:
     if (folder / "model" / READER_FILE).is_file():
         return folder / "model"
     if (folder / "config.json").is_file() and not (folder / "model.safetensors").is_file():
-        stages = json.loads((folder / "config.json").read_text()).get("stages", [])
-        for stage in reversed(stages):
-            model = folder / stage["name"] / "model"
+        for name in reversed(_stage_names(folder / "config.json")):
+            model = folder / name / "model"
             if (model / READER_FILE).is_file():
                 return model
         raise InputError(f"no stage of {folder} has finished yet: run `regjax train` to its end")
@@ -156,15 +156,22 @@ def find_model(folder: Path) -> Path:
     )
 
 
+def _stage_names(path: Path) -> list[str]:
+    try:
+        return [stage["name"] for stage in json.loads(path.read_text(encoding="utf-8"))["stages"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no config of a run ({error}): give its --workdir") from error
+
+
 def _read_reader_file(path: Path) -> dict[str, Any]:
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         template, grid = saved["template"], saved["grid"]
         if not (isinstance(template, dict) and isinstance(saved["max_length"], int)):
             raise TypeError
         grid["values"], grid["texts"], saved["read_out"]
         return saved
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); export the model again") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,14 +32,26 @@ class Recorder:
         log: Log,
         stage: str,
         experiment: Experiment,
+        steps: int,
         examples: Examples,
         advance: Callable[..., None],
     ) -> None:
         self._log, self._stage, self._experiment = log, stage, experiment
-        self._examples, self._advance = examples, advance
+        self._steps, self._examples, self._advance = steps, examples, advance
         self._pending: _Step | None = None
         self._sums: dict[str, np.ndarray] = {}
         self._bad_in_a_row = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to log the same averages, as JSON; complete after `flush`."""
+        sums = {name: value.tolist() for name, value in self._sums.items()}
+        return {"sums": sums, "bad_in_a_row": self._bad_in_a_row}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the `state` of a run that was stopped."""
+        self._sums = {name: np.array(value, np.float64) for name, value in state["sums"].items()}
+        self._bad_in_a_row = state["bad_in_a_row"]
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], record_ids: np.ndarray) -> None:
         """Takes the metrics `{name: [sum, weight]}` of `step`, and handles those of the one before."""
@@ -65,7 +77,8 @@ class Recorder:
             self._advance(note=f"loss {_average(metrics['loss']):.4g}")
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, np.zeros(2)) + value
-        if step % self._experiment.log_every == 0 and self._sums:
+        due = step % self._experiment.log_every == 0 or step == self._steps
+        if due and self._sums:
             averages = {name: _average(v) for name, v in self._sums.items() if name != "bad"}
             self._log.write(self._stage, step, averages)
             self._sums = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any
 
 import jax
 
-from regjax import metrics, models, paths
-from regjax.data import Examples, ordered_batches
-from regjax.errors import InputError
+from regjax import checkpoint, metrics, models, paths
+from regjax.data import ordered_batches
 from regjax.evaluation import (
     Evaluation,
     Score,
@@ -19,8 +19,9 @@ from regjax.evaluation import (
     to_json,
     write_predictions,
 )
+from regjax.files import new_folder, write_json
 from regjax.log import progress
-from regjax.prepare import Prepared
+from regjax.prepare import Prepared, fingerprint, reference
 from regjax.reader import save_reader
 
 FIGURES = ("rmse", "mae", "pearson", "spearman")
@@ -33,9 +34,10 @@ def evaluate_split(
     stage, size = run.stages[index], run.experiment.eval_batch_size
     examples = getattr(run.splits[index], split)
     tree = paths.unflatten(params)
+    data = dataclasses.replace(stage.data, packing=False)  # scored one example a row
     with progress(f"{stage.name}: {split}", -(-len(examples) // size)) as advance:
         return evaluate_batches(
-            score, tree, ordered_batches(examples, size, stage.data),
+            score, tree, ordered_batches(examples, size, data),
             run.codec.values, stage.decisions, advance=advance,
         )  # fmt: skip
 
@@ -50,15 +52,27 @@ def finish_stage(
 ) -> dict[str, Any]:
     """Writes predictions, model folder and, last, `results.json`; returns what that holds.
 
-    A stage whose results are there for this step is not evaluated again.
+    A stage whose results are there, of these parameters on these data, is not evaluated again.
     """
     stage = run.stages[index]
     done = folder / "results.json"
+    result: dict[str, Any] = {
+        "step": step,
+        "steps": stage.steps,
+        "params": int(checkpoint.checksum(dict(params))),
+        "decisions": list(stage.decisions),
+        "data": {
+            split: fingerprint(examples)
+            for split in ("validation", "test")
+            if (examples := getattr(run.splits[index], split)) is not None
+        },
+    }
     if done.is_file():
-        found = json.loads(done.read_text())
-        if (found["step"], found["steps"]) == (step, stage.steps):
+        found = json.loads(done.read_text(encoding="utf-8"))
+        if {name: found.get(name) for name in result} == result:
             return found
-    result: dict[str, Any] = {"step": step, "steps": stage.steps}
+        done.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
     for split in ("validation", "test"):
         examples = getattr(run.splits[index], split)
         if examples is None or not stage.decisions:
@@ -71,13 +85,17 @@ def finish_stage(
             run.experiment.grid.texts,
         )
         result[split] = to_json(evaluation.report)
-    if run.config is not None:
-        model = folder / "model"
-        models.save(model, run.config, paths.unflatten(params))
-        run.tokenizer.save_pretrained(str(model))
-        read_out = (*stage.decisions, "mean")[0]
-        experiment = run.experiment
-        save_reader(model, experiment.template, experiment.grid, read_out, stage.data.max_length)
+    if run.config is None:
+        checkpoint.save_params(folder, params)
+    else:
+        with new_folder(folder / "model") as model:
+            models.save(model, run.config, paths.unflatten(params))
+            run.tokenizer.save_pretrained(str(model))
+            read_out = (*stage.decisions, "mean")[0]
+            experiment = run.experiment
+            save_reader(
+                model, experiment.template, experiment.grid, read_out, stage.data.max_length
+            )
     write_json(done, result)
     return result
 
@@ -85,7 +103,7 @@ def finish_stage(
 def results_table(run: Prepared, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a stage and read-out, on the test split where there is one, and the known predictions."""
     rows: list[dict[str, Any]] = []
-    split = "test" if any(splits.test for splits in run.splits) else "validation"
+    split = run.reported_split
     for stage in run.stages:
         report = results[stage.name].get(split, {})
         for name in stage.decisions if report else ():
@@ -93,32 +111,7 @@ def results_table(run: Prepared, results: Mapping[str, Any]) -> list[dict[str, A
             rows.append({"stage": stage.name, "read-out": name, "split": split, **figures})
     field = run.experiment.reference_field
     if field and rows:
-        figures = reference(getattr(run.splits[-1], split), field)
+        known = to_json(metrics.regression_report(*reference(run)))
+        figures = {figure: known[figure] for figure in FIGURES}
         rows.append({"stage": "reference", "read-out": field, "split": split, **figures})
     return rows
-
-
-def reference(examples: Examples, field: str) -> dict[str, float]:
-    """Figures of the predictions that the records themselves hold in `field`.
-
-    Raises:
-      InputError: where a record has no number there.
-    """
-    predictions = []
-    for example in examples.examples:
-        value = examples.records[example.record].get(field)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(
-                f"{examples.places[example.record]}: reference_field {field!r} is {value!r}; "
-                "expected a number"
-            )
-        predictions.append(float(value))
-    report = metrics.regression_report(predictions, [e.score for e in examples.examples])
-    return {figure: report[figure] for figure in FIGURES}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)

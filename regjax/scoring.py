@@ -73,25 +73,37 @@ def score_log_probs(
     codec: TokenGrid,
     *,
     candidates_at_once: int = CANDIDATES_AT_ONCE,
+    where: jax.Array | None = None,
 ) -> jax.Array:
     """Log-probabilities `[B, S, K]` of every grid value at each of the S score positions of a row.
 
     As `score_distribution`, and differentiable; packed rows (S > 1) need a grid of single tokens.
+
+    Args:
+      model: as in `score_distribution`, and so are `params`, `batch` and `codec`.
+      candidates_at_once: as in `score_distribution`.
+      where: `[B, S]`, the score positions that count. At the others the head is given zeros, so that
+        their log-probabilities mean nothing and their gradient is exactly zero even where the hidden
+        state is not finite.
+
+    Raises:
+      ValueError: packed rows with a grid of several tokens a value; a token of the grid that the
+        model's vocabulary does not have.
     """
     score_positions = jnp.asarray(batch["score_positions"])
     if score_positions.ndim == 1:
         score_positions = score_positions[:, None]
     batch = {**batch, "score_positions": score_positions}
     if codec.single_token:
-        hidden = _hidden(model, params, batch)
-        rows = jnp.take_along_axis(hidden, score_positions[..., None], axis=1)
+        rows = _rows(_hidden(model, params, batch), score_positions, where)
         return losses.grid_log_probs(model.head(params, rows), codec)
     if score_positions.shape[1] != 1:
         raise ValueError(
             "a grid of several tokens a value needs one example a row: turn packing off "
             f"(score_positions has shape {score_positions.shape})"
         )
-    return _candidate_log_probs(model, params, batch, codec, candidates_at_once)[:, None, :]
+    by_candidate = _candidate_log_probs(model, params, batch, codec, candidates_at_once, where)
+    return by_candidate[:, None, :]
 
 
 def _hidden(model: Apply, params, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -103,8 +115,19 @@ def _hidden(model: Apply, params, batch: Mapping[str, jax.Array]) -> jax.Array:
     )
 
 
+def _rows(hidden: jax.Array, positions: jax.Array, where: jax.Array | None) -> jax.Array:
+    """`[B, N, D]`: the hidden states at `positions` `[B, N]`, zeros where `where` is False."""
+    rows = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    return rows if where is None else jnp.where(where[..., None], rows, 0)
+
+
 def _candidate_log_probs(
-    model: Apply, params, batch: Mapping[str, jax.Array], codec: TokenGrid, at_once: int
+    model: Apply,
+    params,
+    batch: Mapping[str, jax.Array],
+    codec: TokenGrid,
+    at_once: int,
+    where: jax.Array | None,
 ) -> jax.Array:
     """`[B, K]`: every candidate written after the prompt in a row of its own."""
     tokens = jnp.asarray(batch["tokens"])
@@ -134,11 +157,14 @@ def _candidate_log_probs(
     @jax.checkpoint
     def score(candidate: jax.Array, mask: jax.Array) -> jax.Array:
         written = jnp.where(inside, candidate[jnp.clip(offset, 0, length - 1)], prompt)
-        hidden = _hidden(model, params, {**row, "tokens": written})
-        hidden = jnp.take_along_axis(hidden, predicts[..., None], axis=1)
-        # Traced arrays: a pytree's fields.
+        rows = _rows(_hidden(model, params, {**row, "tokens": written}), predicts, where)
+        logits = model.head(params, rows)  # [B, T, V]
+        # The grid is checked against the vocabulary as a whole: one candidate is traced, its
+        # numbers are not known.
+        every = jax.ShapeDtypeStruct((len(logits), count, *logits.shape[1:]), logits.dtype)
+        jax.eval_shape(lambda logits: losses.grid_log_probs(logits, codec), every)
         one = jax.tree.unflatten(grid_structure, (candidate[None], mask[None], codec.values[:1]))
-        return losses.grid_log_probs(model.head(params, hidden)[:, None], one)[:, 0]
+        return losses.grid_log_probs(logits[:, None], one)[:, 0]
 
     candidates = (jnp.asarray(codec.tokens), jnp.asarray(codec.mask))
     by_candidate = jax.lax.map(

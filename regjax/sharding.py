@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from regjax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices with the axes `data`, `fsdp`, `tensor`; one size may be -1: what is left."""
-    sizes = [data, fsdp, tensor]
-    if -1 in sizes:
-        known = int(np.prod([size for size in sizes if size != -1]))
-        sizes[sizes.index(-1)] = jax.device_count() // known
+    """A mesh over all devices with the axes `data`, `fsdp`, `tensor`; one size may be -1: what is left.
+
+    Raises:
+      InputError: for sizes whose product is not the number of devices.
+    """
+    asked = sizes = [data, fsdp, tensor]
+    count = jax.device_count()
+    if sizes.count(-1) == 1:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes = [count // max(known, 1) if size == -1 else size for size in sizes]
+    if min(sizes) < 1 or math.prod(sizes) != count:
+        named = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, asked, strict=True))
+        raise InputError(
+            f"mesh of {named}: expected positive sizes whose product is {count}, the number of "
+            "devices; one of them may be -1, what is left"
+        )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
 
 

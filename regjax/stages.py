@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 from regjax import paths
 from regjax.data import Data
@@ -43,16 +44,16 @@ class Stage:
     optimizer: Optimizer | None = None
     """Update rule."""
 
-    data: Data | None = None
-    """Training, validation and test data."""
+    # Any, since tyro would look for in-memory records among the types of a union.
+    data: tyro.conf.Fixed[Any] = None
+    """Training, validation and test `Data`; set in the config, not on the command line."""
 
     decisions: tuple[str, ...] = ("mean", "median", "mode")
     """Read-outs reported for the trained model: `mean`, `normalized_mean`, `median`, `mode`; the first is
     the one `predict` uses. None of them: no evaluation."""
 
     select: str = ""
-    """Validation figure of the checkpoint that is kept as the result, e.g. `mean/rmse` (lowest wins; the
-    last checkpoint where empty)."""
+    """Validation figure whose best checkpoint is the result, e.g. `mean/rmse`; empty: the last checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,14 @@ def check_stages(stages: Sequence[Stage]) -> None:
         if stage.start not in (PREVIOUS, INITIAL, *seen):
             known = ", ".join((PREVIOUS, INITIAL, *seen))
             raise InputError(f"stage {stage.name!r} starts from {stage.start!r}; known: {known}")
+        for field in ("trainable", "decisions"):
+            if isinstance(getattr(stage, field), str):
+                raise InputError(
+                    f"stage {stage.name!r}: {field} is the string {getattr(stage, field)!r}; "
+                    "expected a tuple of strings"
+                )
+        if not stage.trainable:
+            raise InputError(f"stage {stage.name!r}: trainable is empty; name what is trained")
         if not callable(stage.objective):
             raise InputError(f"stage {stage.name!r}: its objective is not callable")
         unknown = [name for name in stage.decisions if name not in READ_OUTS]
@@ -106,13 +115,21 @@ def _is_folder_name(name: str) -> bool:
 def init_state(
     params: Mapping[str, jax.Array], optimizer: optax.GradientTransformation, sharding
 ) -> TrainState:
-    """The state before the first step; the parameters are copied, so donating it leaves `params` alone."""
+    """The state before the first step; the parameters are copied, so donating it leaves `params` alone.
+
+    The optimizer's moments are float32 whatever the type of the parameters.
+    """
 
     def init(params):
-        params = jax.tree.map(jnp.copy, params)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        # `astype` makes weak types strong: what the step returns is strong, and would be compiled anew.
+        params = jax.tree.map(lambda leaf: jnp.copy(leaf).astype(leaf.dtype), params)
+        return TrainState(params, optimizer.init(_float32(params)), jnp.zeros((), jnp.int32))
 
     return jax.jit(init, out_shardings=sharding)(dict(params))
+
+
+def _float32(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
 Update = Callable[[TrainState, Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]
@@ -131,9 +148,12 @@ def make_update(
 
     The leaves of `batch` are `[A, B / A, ...]`: A micro-batches, whose sums, weights and gradients are
     added in float32 and divided by the summed weight once, so that A does not change the update. What is
-    random in a step is a function of `(seed, step)`. Where the loss or a gradient is not finite nothing
-    but the step counter changes and `metrics["bad"]` is 1. `metrics` are `[2]`: sum and weight.
-    `state` is donated.
+    random in a step is a function of `(seed, step)`. Where the loss, its weight or a gradient is not
+    finite nothing but the step counter changes and `metrics["bad"]` is 1: the optimizer's schedule
+    counts the steps that were applied. A batch whose weights are all 0 has a gradient of 0.
+
+    `metrics` are `[2]`, sum and weight, of every entry of the objective, of `gradient_norm` (before
+    clipping) and of `bad`. `state` is donated, `frozen` is not.
     """
 
     def loss_sum(params, frozen, batch, key):
@@ -142,7 +162,7 @@ def make_update(
 
     def gradients(params, frozen, batch, key):
         (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, batch, key)
-        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
+        return _float32(grads), sums
 
     def accumulate(params, frozen, batch, key):
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -165,10 +185,10 @@ def make_update(
         grads, sums = accumulate(state.params, frozen, batch, key)
         total, weight = sums["loss"]
         scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), 0)
-        grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)
+        grads = jax.tree.map(lambda g: g * scale, grads)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        finite = jnp.isfinite(total) & jnp.isfinite(weight) & jnp.isfinite(norm)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, _float32(state.params))
         params = optax.apply_updates(state.params, updates)
         params, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),

@@ -14,11 +14,12 @@ from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.evaluation import make_score
 from regjax.experiment import Experiment, write_config
+from regjax.files import write_json
 from regjax.log import Log, print_table, progress
 from regjax.models import Apply
-from regjax.prepare import Prepared, fingerprint, prepare
+from regjax.prepare import LARGEST_WINS, Prepared, fingerprint, prepare, save_tokenizer
 from regjax.recorder import Recorder
-from regjax.results import evaluate_split, finish_stage, results_table, write_json
+from regjax.results import evaluate_split, finish_stage, results_table
 from regjax.stages import INITIAL, PREVIOUS, init_state, make_update
 
 Parameters = Mapping[str, jax.Array]
@@ -39,7 +40,10 @@ def train(
     Args:
       experiment: what to run.
       workdir: folder for checkpoints, logs, predictions and results; made if absent.
-      model: `(apply, params)` of a model of your own, in place of the experiment's.
+      model: `(apply, params)` of a model of your own, in place of the experiment's: `apply` is an
+        `Apply` or a function `(params, tokens [B, L]) -> logits [B, L, V]` such as a Linen
+        `module.apply`, see `regjax.models.from_function`. No model folder is written for it;
+        `regjax.checkpoint.load_params(workdir, stage)` gives what a stage ended with.
       quiet: print no table.
 
     Raises:
@@ -50,10 +54,11 @@ def train(
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; give a folder")
+    workdir.mkdir(parents=True, exist_ok=True)
     run = prepare(experiment, workdir, model)
-    run.tokenizer.save_pretrained(str(workdir / "tokenizer"))
-    write_config(experiment, workdir / "config.json")
     log = Log(workdir, experiment.loggers)
+    save_tokenizer(run, workdir)
+    write_config(experiment, workdir / "config.json")
     finished: dict[str, Parameters] = {INITIAL: run.params}
     results: dict[str, Any] = {"stages": {}}
     params: Parameters = run.params
@@ -84,17 +89,7 @@ def _run_stage(
     optimizer = optim.build(stage.optimizer, stage.steps, trained)
     state = init_state(jax.device_put(trained, everywhere), optimizer, everywhere)
     batches = Batches(splits.train, experiment.batch_size, experiment.seed, stage.data)
-    position = {"seed": experiment.seed, "data": fingerprint(splits.train)}
-
-    # resume
-    manager = checkpoint.open_manager(folder / "checkpoints", select=stage.select)
-    if manager.latest_step() is not None:
-        state, saved = checkpoint.restore(manager, state)
-        _check_position(saved, position, folder)
-    step = int(state.step)
-    log.rewind(stage.name, step)
-
-    # loop
+    position = _position(run, index, start)
     update = make_update(
         run.model,
         stage.objective,
@@ -104,8 +99,30 @@ def _run_stage(
         sharding=everywhere,
     )
     score = make_score(run.model, run.codec)
-    with progress(stage.name, stage.steps, done=step) as advance:
-        recorder = Recorder(log, stage.name, experiment, splits.train, advance)
+
+    checkpoints = folder / "checkpoints"
+    largest = stage.select.rpartition("/")[2] in LARGEST_WINS
+    with (
+        checkpoint.open_manager(checkpoints, select=stage.select, largest=largest) as manager,
+        progress(stage.name, stage.steps) as advance,
+    ):
+        recorder = Recorder(log, stage.name, experiment, stage.steps, splits.train, advance)
+
+        # resume
+        if manager.latest_step() is not None:
+            state, saved = checkpoint.restore(manager, state)
+            _check_position(saved, position, folder)
+            recorder.resume(saved["recorder"])
+        step = int(state.step)
+        if step > stage.steps:
+            raise InputError(
+                f"{folder} was trained for {step} steps, {stage.steps} are asked for: raise the "
+                "steps, or give another --workdir"
+            )
+        log.rewind(stage.name, step)
+        advance(step)
+
+        # loop
         for batch in batches.iterate(step, stage.steps):
             state, metrics = update(state, frozen, _place(batch, experiment.accumulation, mesh))
             step += 1
@@ -123,15 +140,15 @@ def _run_stage(
                 log.write(stage.name, step, {f"validation/{k}": v for k, v in report.items()})
             if last or report or _due(step, experiment.checkpoint_every):
                 recorder.flush()
-                checkpoint.save(manager, step, state, {**position, "step": step}, report)
-        recorder.flush()
-    manager.wait_until_finished()
+                saved = {**position, "step": step, "recorder": recorder.state}
+                checkpoint.save(manager, step, state, saved, report)
+        manager.wait_until_finished()
 
-    # result
-    if stage.select and manager.best_step() not in (None, step):
-        step = manager.best_step()
-        state, _ = checkpoint.restore(manager, state, step)
-    manager.close()
+        # result
+        best = manager.best_step() if stage.select else None
+        if best not in (None, step):
+            step = best
+            state, _ = checkpoint.restore(manager, state, step)
     params = {**frozen, **state.params}
     return params, finish_stage(run, index, params, step, score, folder)
 
@@ -156,10 +173,30 @@ def _place(batch: Mapping[str, np.ndarray], accumulation: int, mesh) -> dict[str
     }
 
 
+def _position(run: Prepared, index: int, start: Parameters) -> dict[str, Any]:
+    """What has to be the same when a stage is resumed, besides the shapes of its state."""
+    experiment, data = run.experiment, run.stages[index].data
+    # New parameters are a function of the seed, but not to the last bit on every kind of device.
+    is_new = start is run.params and run.config is not None and not experiment.model
+    return {
+        "seed": experiment.seed,
+        "data": fingerprint(run.splits[index].train),
+        "batches": f"batch_size {experiment.batch_size}, packing {data.packing}, "
+        f"buckets {list(data.buckets)}",
+        "start": 0 if is_new else int(checkpoint.checksum(dict(start))),
+    }
+
+
 def _check_position(saved: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
-    for name, meaning in (("seed", "seed"), ("data", "training data")):
+    meanings = {
+        "seed": "with another seed",
+        "data": "on other training data",
+        "batches": "in other batches",
+        "start": "from other parameters (another model, or an earlier stage that has changed since)",
+    }
+    for name, meaning in meanings.items():
         if saved[name] != expected[name]:
             raise InputError(
-                f"{folder} was trained with another {meaning} ({saved[name]} then, "
-                f"{expected[name]} now): give another --workdir"
+                f"{folder} was trained {meaning}: {saved[name]} then, {expected[name]} now. Give "
+                f"another --workdir, or delete {folder} to train the stage anew"
             )

@@ -24,7 +24,7 @@ class BadRecord(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        what = f"{self.field} = {self.value}: " if self.field else ""
+        what = f"{self.field} = {self.value}: " if self.field and self.value else ""
         return f"{self.place}: {what}{self.reason}"
 
 

@@ -189,7 +189,8 @@ def _require_one_segment(segment_ids: Any) -> None:
     ids = np.asarray(segment_ids)
     first = ids[:, :1]
     packed = ~np.isin(ids, (0, 1)).all(axis=-1)
-    left_padded = (np.diff(ids, axis=-1) > 0).any(axis=-1) | (first == 0).any(axis=-1)
+    empty = (ids == 0).all(axis=-1)
+    left_padded = (np.diff(ids, axis=-1) > 0).any(axis=-1) | ((first == 0).any(axis=-1) & ~empty)
     bad = np.flatnonzero(packed | left_padded)
     if bad.size:
         raise InputError(

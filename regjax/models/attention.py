@@ -49,13 +49,14 @@ def attend(
     query heads in a row; `mask [B, 1, L, S]` bool. `cap(s) = soft_cap * tanh(s / soft_cap)`. Scores
     and softmax are float32, the two products in the inputs' own type.
     """
+    if soft_cap is None:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
     batch, length, heads, size = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, size)
     scores = scale * jnp.einsum(
         "blkgc,bskc->bkgls", grouped, key, preferred_element_type=jnp.float32
     )
-    if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = soft_cap * jnp.tanh(scores / soft_cap)
     scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bkgls,bskc->blkgc", weights, value).reshape(batch, length, heads, size)

@@ -111,7 +111,7 @@ class DecoderConfig:
     """Of matrix products and the residual stream. Norms, rotations, softmax and logits are float32.
     Products of float32 follow `jax_default_matmul_precision`, which accelerators read as less."""
     rematerialisation: Rematerialisation = "none"
-    """What the backward pass computes again: nothing, all but matrix products, whole layers."""
+    """What the backward pass computes again: nothing; all but the layers' projections; all."""
     scan_layers: bool = True
     """Compile one layer and scan over it, rather than all of them. Parameters are the same."""
 

@@ -49,7 +49,7 @@ class Norm(nnx.Module):
     def __init__(self, config: DecoderConfig, size: int):
         self.epsilon = config.norm_epsilon
         self.offset = 1.0 if config.norm_scale_plus_one else 0.0
-        self.scale = nnx.Param(jnp.full((size,), 1.0 - self.offset))
+        self.scale = nnx.Param(jnp.full((size,), 1.0 - self.offset, jnp.float32))
 
     def __call__(self, inputs: Array) -> Array:
         x = inputs.astype(jnp.float32)
@@ -253,10 +253,12 @@ class Decoder(nnx.Module):
         def layer(states: Array, parameters: nnx.State, sight: Sight) -> Array:
             return nnx.merge(structure, parameters)(states, sight)
 
+        # A scan already keeps the compiler from merging the two computations of a layer.
+        checkpoint = functools.partial(jax.checkpoint, prevent_cse=not config.scan_layers)
         if config.rematerialisation == "full":
-            layer = jax.checkpoint(layer)
+            layer = checkpoint(layer)
         elif config.rematerialisation == "dots":
-            layer = jax.checkpoint(
+            layer = checkpoint(
                 layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             )
 
@@ -289,7 +291,13 @@ def create(config: DecoderConfig, seed: int | Array) -> Decoder:
     """A decoder with new float32 parameters, a function of `(config, seed)`.
 
     Kernels and embeddings are truncated normal of `config.initializer_scale`, biases zero, norms
-    one. To make large models in place: `jax.jit(lambda: split(create(config, 0))[1],
+    one. Large models are made in place by `jax.jit(lambda: split(create(config, 0))[1],
     out_shardings=...)()`.
+
+    Args:
+        config: of the model.
+        seed: a number, traced or not, or a key of `jax.random.key`.
     """
+    if not (isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)):
+        seed = jax.random.key(seed)
     return Decoder(config, nnx.Rngs(seed))

@@ -63,7 +63,6 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     name = str(path_or_hub_id)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.exists():
         raise InputError(f"{name!r} is no folder with a model, nor a hub id such as 'owner/model'.")
-    import httpx
     import huggingface_hub
 
     try:
@@ -74,7 +73,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
                 ignore_patterns=["*/*"],
             )
         )
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{name!r} is no local folder, and cannot be fetched from the hub: {reason} "

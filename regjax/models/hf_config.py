@@ -64,6 +64,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "quantization_config": (None,),
     "rope_interleaved": (False, None),
+    "sliding_window": (None,),
     "tie_encoder_decoder": (False, None),
     "use_bidirectional_attention": (False, None),
     "use_mrope": (False, None),
@@ -206,6 +207,10 @@ def _layer_pattern(
             for index in range(layers)
         ]
     else:
+        # Some published Gemma 2 folders give the window twice.
+        _agreed(
+            fields.place, "sliding_window", window, fields.take("sliding_window_size", int, None)
+        )
         period = 2
         if family == "gemma3_text":
             period = fields.take("_sliding_window_pattern", int, 6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from regjax import losses, scoring
 from regjax.models import Apply
-from regjax.objectives.objective import Sums, weighted
+from regjax.objectives.objective import Sums, targets_and_weights, weighted
 from regjax.objectives.raft import nearest_value_cross_entropy
 from regjax.token_grid import TokenGrid
 
@@ -38,8 +38,8 @@ class NumberToken:
         key: jax.Array,
         codec: TokenGrid,
     ) -> Sums:
-        log_probs = scoring.score_log_probs(model, params, batch, codec)
-        targets, weights = batch["scores"], batch["weights"]
+        targets, weights = targets_and_weights(batch)
+        log_probs = scoring.score_log_probs(model, params, batch, codec, where=weights > 0)
         cross_entropy = nearest_value_cross_entropy(log_probs, targets, codec)
         distance = losses.number_token(log_probs, targets, codec.values, kind=self.kind)
         mass = jnp.exp(jax.nn.logsumexp(log_probs, axis=-1))

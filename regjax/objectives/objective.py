@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
 from regjax.models import Apply
 from regjax.token_grid import TokenGrid
@@ -31,6 +32,15 @@ class Objective(Protocol):
         key: jax.Array,
         codec: TokenGrid,
     ) -> Sums: ...
+
+
+def targets_and_weights(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`scores` and `weights` `[B, S]`, the scores 0 where the weight is 0.
+
+    A score that is no number would otherwise reach the gradient of the whole batch as 0 * NaN.
+    """
+    weights = jnp.asarray(batch["weights"])
+    return jnp.where(weights > 0, batch["scores"], 0), weights
 
 
 def weighted(per_example: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from regjax import losses, scoring
 from regjax.models import Apply
-from regjax.objectives.objective import Sums, weighted
+from regjax.objectives.objective import Sums, targets_and_weights, weighted
 from regjax.token_grid import TokenGrid
 
 
@@ -41,8 +41,8 @@ class Raft:
         key: jax.Array,
         codec: TokenGrid,
     ) -> Sums:
-        log_probs = scoring.score_log_probs(model, params, batch, codec)
-        targets, weights = batch["scores"], batch["weights"]
+        targets, weights = targets_and_weights(batch)
+        log_probs = scoring.score_log_probs(model, params, batch, codec, where=weights > 0)
         loss = losses.raft(
             log_probs, targets, codec.values, normalize=self.normalize, loss=self.loss
         )

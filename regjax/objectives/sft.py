@@ -41,8 +41,9 @@ class Sft:
             params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"]
         )
         if self.tokens == "response":
-            labels, weights = batch["labels"], batch["label_weights"]
-            rows = jnp.take_along_axis(hidden, batch["label_positions"][..., None], axis=1)
+            labels, weights = jnp.asarray(batch["labels"]), jnp.asarray(batch["label_weights"])
+            positions = jnp.asarray(batch["label_positions"])
+            rows = jnp.take_along_axis(hidden, positions[..., None], axis=1)
         else:
             labels, weights = next_tokens(batch)
             rows = hidden[:, :-1]
@@ -54,7 +55,11 @@ class Sft:
         self, model: Apply, params, rows: jax.Array, labels: jax.Array, weights: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Summed loss and number of right first guesses, `CHUNK` rows of logits at a time."""
-        rows, labels, weights = rows.reshape(-1, rows.shape[-1]), labels.ravel(), weights.ravel()
+        # Zeros where nothing counts: 0 times a hidden state that is not finite would be NaN. Here and
+        # not in the logits, where a mask would cost a copy of them.
+        kept = weights > 0
+        rows = jnp.where(kept[..., None], rows, 0).reshape(-1, rows.shape[-1])
+        labels, weights = labels.ravel(), weights.ravel()
         size = min(CHUNK, labels.size)
         extra = -labels.size % size
         chunks = (
@@ -81,7 +86,13 @@ class Sft:
 
 
 def next_tokens(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Labels `[B, L - 1]`, each position's next token, and weights: 1 where both are of one segment."""
-    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
-    same = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
-    return tokens[:, 1:], same.astype(jnp.float32)
+    """Labels `[B, L - 1]`, each position's next token, and weights: the example's where both are its own.
+
+    The example of segment s is in slot s - 1 of `batch["weights"]` `[B, S]`.
+    """
+    tokens, segment_ids = jnp.asarray(batch["tokens"]), jnp.asarray(batch["segment_ids"])
+    following = segment_ids[:, 1:]
+    same = (following == segment_ids[:, :-1]) & (following > 0)
+    slots = jnp.maximum(following - 1, 0)
+    weights = jnp.take_along_axis(jnp.asarray(batch["weights"]), slots, axis=1)
+    return tokens[:, 1:], jnp.where(same, weights, 0)

@@ -86,6 +86,8 @@ def test_function_without_segments_refuses_rows_it_cannot_tell_apart():
     table = jnp.eye(7)
     apply = models.from_function(function)
     right = apply(table, TOKENS, segment_ids=np.array([[1, 1, 0], [1, 1, 1]]))
+    empty = apply(table, TOKENS, segment_ids=np.array([[0, 0, 0], [1, 1, 1]]))
+    np.testing.assert_array_equal(empty, right)
     assert right.dtype == jnp.float32
     np.testing.assert_array_equal(right, np.eye(7)[TOKENS])
     for bad in ([1, 1, 2], [0, 1, 1], [1, 0, 1], [2, 2, 2]):

@@ -252,3 +252,9 @@ def test_attention_equals_a_loop_in_float64():
 def test_impossible_configs_are_named(changes, field):
     with pytest.raises(InputError, match=field):
         dataclasses.replace(SMALL, **changes)
+
+
+def test_new_parameters_have_strong_types():
+    # A weakly typed parameter makes a jitted update, whose results are strong, compile twice.
+    _, params = models.split(models.create(models.DecoderConfig(layers=1), 0))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(params))
