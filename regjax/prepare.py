@@ -86,6 +86,12 @@ def prepare(
         data_module.write_bad_records(listed, bad)
     else:
         listed.unlink(missing_ok=True)
+    rows = experiment.batch_size // experiment.accumulation
+    if rows % jax.device_count():
+        raise InputError(
+            f"batch_size {experiment.batch_size} in {experiment.accumulation} micro-batches is {rows} "
+            f"rows each, which do not divide among {jax.device_count()} devices"
+        )
     apply, params, config = _model(experiment, tokenizer, model)
     run = Prepared(experiment, stages, splits, tokenizer, codec, apply, config, params)
     for index, stage in enumerate(stages):

@@ -25,7 +25,8 @@ class Raft:
     """
 
     normalize: bool = False
-    """Renormalise the probabilities over the grid (the paper does not)."""
+    """Renormalise the probabilities over the grid (the paper does not); the read-out that goes with it is
+    `normalized_mean`."""
 
     loss: Literal["squared", "absolute", "huber"] = "squared"
     """Loss of the expected score."""
