@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,21 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 
 
+def _transformers() -> Any:
+    # Only its tokenizers are used: that torch is missing is nothing to advise on.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
+
+
 def load_tokenizer(path: str | pathlib.Path) -> Any:
     """The fast tokenizer of a model folder, or of a model's name on the hub; runs none of its code.
 
     Raises:
         InputError: no such folder or model, or a tokenizer without a fast form.
     """
-    from transformers import AutoTokenizer
+    AutoTokenizer = _transformers().AutoTokenizer
 
     name = str(path)
     folder = pathlib.Path(name).expanduser()
@@ -56,7 +65,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
     ['a', 'Ġscore', 'Ġof', 'Ġ', '1', '2']
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocabulary_size < smallest:
@@ -77,7 +85,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
     model.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, model.token_to_id(bos))]
     )
-    return PreTrainedTokenizerFast(
+    return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=model,
         pad_token=SPECIAL_TOKENS[0],
         bos_token=bos,
