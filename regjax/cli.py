@@ -295,7 +295,7 @@ def grid(arguments: Sequence[str]) -> None:
         """
         loaded = load_tokenizer(tokenizer)
         codec = ScoreGrid.parse(values, text=text).tokenize(loaded, prefix)
-        rows = [row._asdict() for row in codec.table(loaded)]
+        rows = [{**row._asdict(), "value": f"{row.value:.9g}"} for row in codec.table(loaded)]
         print_table(f"{len(rows)} values after {prefix!r}", rows)
         if codec.terminator is not None:
             print(f"terminator: token {codec.terminator} ends every value")
