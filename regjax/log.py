@@ -119,7 +119,10 @@ def progress(description: str, total: int | None, done: int = 0) -> Iterator[Cal
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints rows of equal keys as a table; numbers with three decimals, right-aligned."""
+    """Prints rows of equal keys as a table; numbers with three decimals, right-aligned.
+
+    It is as wide as it needs to be where the output is no terminal.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -129,7 +132,10 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000
+    console.print(table)
 
 
 def _cell(value: Any) -> str:
