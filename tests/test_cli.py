@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from regjax import cli
+from regjax import ScoreGrid, cli
 from regjax.recorder import TrainingStopped
 from tests.small_experiment import experiment
 
@@ -361,3 +361,29 @@ def test_any_records_are_evaluated_or_refused(capsys, tmp_path_factory, trained,
         assert found["count"] + found["skipped"] == len(records)
     else:
         assert code == 2 and "in.jsonl" in err and not report.exists()
+
+
+NUMBERS = st.from_regex(r"-?[0-9]{1,3}(\.[0-9])?", fullmatch=True)
+GRIDS = st.one_of(
+    st.text(max_size=12),
+    st.lists(NUMBERS, min_size=1, max_size=4).map(",".join),
+    st.lists(NUMBERS, min_size=2, max_size=3).map(":".join),
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(values=GRIDS, prefix=st.text(max_size=8), text=st.sampled_from(["{}", " {}", "{", "a", ""]))
+def test_any_grid_is_shown_or_refused(capsys, trained, values, prefix, text):
+    options = {"values": values, "prefix": prefix, "text": text}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    folder = trained / "second" / "model"
+    code, out, err = call(capsys, "grid", "--tokenizer", folder, *arguments)
+    assert "Traceback" not in err
+    if code == 0:
+        assert f"{len(ScoreGrid.parse(values, text=text))} values after" in out
+    else:
+        assert code == 2 and len(err.strip()) > 20 and out == ""
