@@ -11,7 +11,6 @@ import copy
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tests.models import torch_models
 from tests.models.families import FAMILIES
@@ -20,6 +19,8 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def main() -> None:
+    import torch
+
     tokens = np.random.default_rng(7).integers(1, 61, (2, 16))
     mask = np.ones_like(tokens)
     mask[0, :5] = 0
