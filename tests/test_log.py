@@ -64,12 +64,12 @@ def test_tensorboard_receives_numbers(tmp_path, monkeypatch):
             received.append((name, value, step))
 
         def flush(self):
-            pass
+            received.append("flushed")
 
     module = types.SimpleNamespace(SummaryWriter=Writer)
     monkeypatch.setitem(sys.modules, "tensorboardX", module)
     Log(tmp_path, ("tensorboard",)).write("a", 4, {"loss": 0.5, "record_ids": ["x"]})
-    assert received == [str(tmp_path / "tensorboard"), ("a/loss", 0.5, 4)]
+    assert received == [str(tmp_path / "tensorboard"), ("a/loss", 0.5, 4), "flushed"]
 
 
 def test_wandb_receives_numbers(tmp_path, monkeypatch):
