@@ -3,9 +3,12 @@
 scikit-learn's diabetes rows written as text; the target, 25 to 346, is read on 31 values from 25 to 355
 whose digits are tokens of their own. Most numbers of three digits are not on this grid, so probability
 leaks to them, and the mean that fits cross-entropy is the one normalised over the grid; RAFT learns where
-to put the mass. No download; about two minutes on two CPU cores.
+to put the mass. No download.
 
     regjax train configs/diabetes.py --workdir runs/diabetes
+
+Three and a half minutes on two busy CPU cores. Test RMSE (66 rows, seed 0): cross-entropy read by the
+normalised mean 73.0, by its mode 84.9; RAFT 73.4; linear regression 57.3.
 """
 
 from regjax import Experiment, ScoreGrid, Stage

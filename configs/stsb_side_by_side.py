@@ -8,6 +8,9 @@ RMSE of its mean. STSB names the folder of `stsb-en-{train,dev,test}.csv.gz` (no
 sentence 2, score).
 
     STSB=FOLDER regjax train configs/stsb_side_by_side.py --seed 0 --workdir runs/stsb_0
+
+About 13 minutes on two busy CPU cores. Test RMSE over seeds 0, 1, 2: cross-entropy read by its mode
+1.689, by its mean 1.466; RAFT 1.461; number token loss, mean, 1.470; the best constant 1.525.
 """
 
 import dataclasses
