@@ -95,7 +95,7 @@ def score_log_probs(
         score_positions = score_positions[:, None]
     batch = {**batch, "score_positions": score_positions}
     if codec.single_token:
-        rows = _rows(_hidden(model, params, batch), score_positions, where)
+        rows = _rows(model.hidden_of(params, batch), score_positions, where)
         return losses.grid_log_probs(model.head(params, rows), codec)
     if score_positions.shape[1] != 1:
         raise ValueError(
@@ -104,15 +104,6 @@ def score_log_probs(
         )
     by_candidate = _candidate_log_probs(model, params, batch, codec, candidates_at_once, where)
     return by_candidate[:, None, :]
-
-
-def _hidden(model: Apply, params, batch: Mapping[str, jax.Array]) -> jax.Array:
-    return model.hidden(
-        params,
-        batch["tokens"],
-        positions=batch.get("positions"),
-        segment_ids=batch.get("segment_ids"),
-    )
 
 
 def _rows(hidden: jax.Array, positions: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -150,6 +141,8 @@ def _candidate_log_probs(
         positions = jnp.asarray(batch["positions"])
         own_position = jnp.take_along_axis(positions, last, axis=1)
         row["positions"] = jnp.where(inside, own_position + 1 + offset, widen(positions))
+    if "task_ids" in batch:
+        row["task_ids"] = jnp.asarray(batch["task_ids"])
     prompt = widen(tokens)
     predicts = last + jnp.arange(length)  # [B, T]
     grid_structure = jax.tree.structure(codec)
@@ -157,7 +150,7 @@ def _candidate_log_probs(
     @jax.checkpoint
     def score(candidate: jax.Array, mask: jax.Array) -> jax.Array:
         written = jnp.where(inside, candidate[jnp.clip(offset, 0, length - 1)], prompt)
-        rows = _rows(_hidden(model, params, {**row, "tokens": written}), predicts, where)
+        rows = _rows(model.hidden_of(params, {**row, "tokens": written}), predicts, where)
         logits = model.head(params, rows)  # [B, T, V]
         # The grid is checked against the vocabulary as a whole: one candidate is traced, its
         # numbers are not known.

@@ -59,7 +59,8 @@ def test_packed_rows_have_the_sums_and_weights_of_unpacked_ones(lists, seed):
     unpacked += [[]] * (12 - len(unpacked))
     expected = sums_of_all(tiny.on_device(tiny.batch(unpacked, slots=1)))
     found = sums_of_all(tiny.on_device(tiny.batch(packed, slots=3)))
-    assert_close(found, expected, rtol=1e-6)
+    # A log-probability of logits up to 16 is right to some units of 1e-6, and the mass is its exponential.
+    assert_close(found, expected, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

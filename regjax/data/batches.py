@@ -31,8 +31,9 @@ class Batches:
     and `label_weights` `[B, M]` float32, the response's tokens, with `labels ==
     tokens[label_positions + 1]` where the weight is not 0; `score_positions` `[B, S]` int32, the
     index of the last token before the score; `scores`, `weights` `[B, S]` float32; `record_ids`
-    `[B, S]` int32, the index in the source, -1 for padding. S is the most examples in a row, M the
-    most response tokens in a row rounded up to a multiple of 4, both over all rows.
+    `[B, S]` int32, the index in the source, -1 for padding; `task_ids` `[B, S]` int32, which of the
+    mixed tasks. S is the most examples in a row, M the most response tokens in a row rounded up to a
+    multiple of 4, both over all rows.
 
     Raises:
         InputError: a batch size that is not positive, or no example.
@@ -129,6 +130,7 @@ class Batches:
             "scores": np.zeros((size, slots), np.float32),
             "weights": np.zeros((size, slots), np.float32),
             "record_ids": np.full((size, slots), -1, np.int32),
+            "task_ids": np.zeros((size, slots), np.int32),
         }
         for index, row in enumerate(rows):
             examples = [self.examples.examples[i] for i in row]
@@ -154,6 +156,7 @@ def _write_row(row: Batch, examples: list[Example], start: int) -> None:
         row["scores"][slot] = example.score
         row["weights"][slot] = example.weight
         row["record_ids"][slot] = example.record
+        row["task_ids"][slot] = example.task
         start, label = start + count, end
 
 

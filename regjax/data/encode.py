@@ -33,6 +33,7 @@ class Example(NamedTuple):
     score: float  # nan if unlabelled
     weight: float
     record: int  # index in the source
+    task: int = 0  # which of the mixed tasks it is of
 
 
 @dataclasses.dataclass(frozen=True)

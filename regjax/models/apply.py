@@ -2,8 +2,8 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,40 @@ class HiddenFunction(Protocol):
     ) -> Array: ...
 
 
+class Cache(NamedTuple):
+    """Keys and values of the tokens that a model has read: S columns, the first `length` of them in use.
+
+    What a column holds is told by its position and segment (0: padding), so that rows of different
+    lengths share their columns.
+    """
+
+    keys: Array
+    """`[N, B, S, K, C]`: layers, rows, columns, heads, size of a head."""
+    values: Array
+    """`[N, B, S, K, C]`."""
+    positions: Array
+    """`[B, S]` int32."""
+    segment_ids: Array
+    """`[B, S]` int32."""
+    length: Array
+    """int32 scalar."""
+
+
+class PrefillFunction(Protocol):
+    """As `HiddenFunction`, and returns a cache of the `L` columns with `room` for as many tokens more."""
+
+    def __call__(
+        self,
+        params: Params,
+        tokens: Array | None = None,
+        *,
+        room: int,
+        embeddings: Array | None = None,
+        positions: Array | None = None,
+        segment_ids: Array | None = None,
+    ) -> tuple[Array, Cache]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Apply:
     """A model without its parameters: pure functions, hashable, cheap to compare and to pass about.
@@ -48,6 +82,32 @@ class Apply:
     takes_segments: bool = True
     """Whether `positions` and `segment_ids` reach the model. Where they do not, rows must hold one
     example each, padded on the right only."""
+    prefill: PrefillFunction | None = None
+    """`prefill(params, tokens, *, room, ...) -> (hidden [B, L, D], cache)`; None: no cache."""
+    step: Callable[[Params, Array, Cache], tuple[Array, Cache]] | None = None
+    """`step(params, tokens [B], cache) -> (hidden [B, D], cache)`: one token more in every row, at the
+    position after the row's last one, in the cache's next column."""
+    takes_tasks: bool = False
+    """Whether `hidden` and `prefill` take `task_ids` `[B]`, by which a row chooses its soft
+    prompt; of a batch's `[B, S]` the first of each row."""
+
+    def hidden_of(self, params: Params, batch: Mapping[str, Array]) -> Array:
+        """`hidden` of a batch's `tokens`, `positions`, `segment_ids` and, where taken, `task_ids`."""
+        return self.hidden(params, batch["tokens"], **self._places(batch))
+
+    def prefill_of(
+        self, params: Params, batch: Mapping[str, Array], room: int
+    ) -> tuple[Array, Cache]:
+        """`prefill` of a batch's rows, as `hidden_of`."""
+        if self.prefill is None:
+            raise ValueError("this model has no cache")
+        return self.prefill(params, batch["tokens"], room=room, **self._places(batch))
+
+    def _places(self, batch: Mapping[str, Array]) -> dict[str, Any]:
+        places: dict[str, Any] = {name: batch.get(name) for name in ("positions", "segment_ids")}
+        if self.takes_tasks:
+            places["task_ids"] = jnp.asarray(batch["task_ids"])[:, 0]
+        return places
 
     def __call__(
         self,

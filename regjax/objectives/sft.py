@@ -37,9 +37,7 @@ class Sft:
         key: jax.Array,
         codec: TokenGrid,
     ) -> Sums:
-        hidden = model.hidden(
-            params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"]
-        )
+        hidden = model.hidden_of(params, batch)
         if self.tokens == "response":
             labels, weights = jnp.asarray(batch["labels"]), jnp.asarray(batch["label_weights"])
             positions = jnp.asarray(batch["label_positions"])
