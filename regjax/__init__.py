@@ -1,9 +1,23 @@
 """regjax: training and reading out models whose labels are numbers, in JAX."""
 
-from regjax import data, decisions, losses, metrics, models, objectives, optim, scoring
+from regjax import (
+    alignment,
+    data,
+    decisions,
+    generate,
+    losses,
+    methods,
+    metrics,
+    models,
+    objectives,
+    optim,
+    probes,
+    scoring,
+    text_metrics,
+)
 from regjax.errors import InputError
 from regjax.experiment import Experiment
-from regjax.reader import Reader, export
+from regjax.reader import Reader, export, load_model
 from regjax.scores import ScoreGrid
 from regjax.stages import Stage
 from regjax.token_grid import TokenGrid
@@ -20,16 +34,22 @@ __all__ = [
     "ScoreGrid",
     "Stage",
     "TokenGrid",
+    "alignment",
     "data",
     "decisions",
     "evaluate",
     "export",
+    "generate",
+    "load_model",
     "losses",
+    "methods",
     "metrics",
     "models",
     "objectives",
     "optim",
     "predict",
+    "probes",
     "scoring",
+    "text_metrics",
     "train",
 ]

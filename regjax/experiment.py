@@ -8,13 +8,15 @@ import traceback
 from pathlib import Path
 from typing import Any, Literal
 
-from regjax.data import Data, Template
+from regjax.data import Data, Task, Template
 from regjax.errors import InputError
 from regjax.files import write_json
 from regjax.models import DecoderConfig
 from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
 from regjax.stages import ResolvedStage, Stage, check_stages
+
+MAIN = "main"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Experiment:
     template: Template
     """How a record is written as text, and where the score stands."""
 
-    grid: ScoreGrid
-    """The scores the model can give, and how they are written."""
+    grid: ScoreGrid | None = None
+    """The scores or labels the model can give, and how they are written; None: it answers in free text."""
 
     name: str = "experiment"
     """Title of tables and runs."""
@@ -74,7 +76,8 @@ class Experiment:
     """Steps between lines of the log."""
 
     eval_every: int = 0
-    """Steps between evaluations on the validation data; 0: only at a stage's end."""
+    """Steps between evaluations on the validation data in a stage that does not say otherwise; 0: only at
+    its end."""
 
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step and evaluated steps are saved as well."""
@@ -87,6 +90,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
+        _ = self.task  # raises
         for name in (
             "batch_size", "accumulation", "eval_batch_size", "steps", "log_every",
             "checkpoint_every", "max_bad_steps", "vocabulary_size",
@@ -102,13 +106,19 @@ class Experiment:
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"
             )
 
+    @property
+    def task(self) -> Task:
+        """The experiment's own task: that of every stage and probe that names no other."""
+        return Task(MAIN, self.data, self.template, self.grid)
+
     def resolve(self, stage: Stage) -> ResolvedStage:
-        """`stage` with the experiment's steps, optimizer and data where it has none of its own."""
+        """`stage` with the experiment's steps, optimizer, evaluations and data where it has none."""
         own = {f.name: getattr(stage, f.name) for f in dataclasses.fields(Stage)}
         decided = {
             "steps": self.steps if stage.steps is None else stage.steps,
             "optimizer": self.optimizer if stage.optimizer is None else stage.optimizer,
-            "data": self.data if stage.data is None else stage.data,
+            "eval_every": self.eval_every if stage.eval_every is None else stage.eval_every,
+            "data": self.data if stage.data is None and not stage.tasks else stage.data,
         }
         return ResolvedStage(**{**own, **decided})
 

@@ -22,22 +22,39 @@ class ParameterGroup:
     """Regular expression searched in the parameter's path, e.g. `^embedding/`."""
 
     learning_rate_scale: float = 1.0
-    """Factor on the learning rate."""
+    """Factor on the learning rate. Adafactor's weight decay has no learning rate in it: a group at 0 still
+    decays."""
 
     weight_decay: float | None = None
     """Weight decay of the group; None: the optimizer's."""
 
+    factored: bool | None = None
+    """Adafactor's second moment of the group's matrices as row and column means; None: the optimizer's."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """The rule that turns gradients into updates.
+    """The rule that turns gradients into updates, all of them optax's.
+
+    Adafactor (Shazeer & Stern, 2018, without momentum and with a rate of its own) at update t = 1, 2, ...
+    of a parameter `p` with gradient `g`, at the learning rate `lr` of that update:
+
+        d_t = 1 - t^-decay_exponent
+        v_t = d_t v_{t-1} + (1 - d_t) g^2      (as the product of its row and column means if factored)
+        y   = g / sqrt(v_t), divided by RMS(y) if that is above 1
+        p  <- (1 - weight_decay) p - lr y      (lr max(RMS(p), 1e-3) with parameter_scale)
+
+    Its first update, not factored, is `lr` against the gradient's sign at every entry whatever the size of
+    the gradient (above some 1e-12: optax adds 1e-30 to its square; one of exactly 0 leaves its entry where
+    it is), and the RMS of `lr y` is never above `lr`.
 
     Raises:
-      InputError: for numbers out of range, and for weight decay where it has no effect.
+      InputError: for numbers out of range, and for weight decay or the parameter scale where it has no
+        effect.
     """
 
     name: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """Update rule. Weight decay is adamw's alone: optax multiplies adafactor's by no learning rate."""
+    """Update rule."""
 
     learning_rate: float = 1e-3
     """Peak learning rate."""
@@ -56,7 +73,8 @@ class Optimizer:
     """Gradients are scaled down to this global norm; 0: never."""
 
     weight_decay: float = 0.0
-    """Decoupled weight decay of adamw, on everything but parameters named `scale` or `bias`."""
+    """Decoupled weight decay, on everything but parameters named `scale` or `bias`: an update takes away
+    this share of the parameter with adafactor, this times the learning rate with adamw."""
 
     b1: float = 0.9
     """Decay of adamw's first moment; momentum of sgd (0: none)."""
@@ -66,6 +84,16 @@ class Optimizer:
 
     epsilon: float = 1e-8
     """Added to adamw's denominator."""
+
+    decay_exponent: float = 0.8
+    """Adafactor's second moment forgets by `1 - t^-decay_exponent` at update t."""
+
+    factored: bool = True
+    """Adafactor's second moment of matrices as row and column means, where the two largest axes are 128 or
+    longer; off for soft prompts."""
+
+    parameter_scale: bool = False
+    """Adafactor's rate times the RMS of the parameter; T5's fine-tuning default is on."""
 
     groups: tuple[ParameterGroup, ...] = ()
     """Parameters with a rate or a weight decay of their own."""
@@ -129,7 +157,14 @@ def _rule(config: Optimizer, group: ParameterGroup, steps: int) -> optax.Gradien
 
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
     if config.name == "adafactor":
-        return optax.adafactor(rate, multiply_by_parameter_scale=False)
+        return optax.adafactor(
+            rate,
+            decay_rate=config.decay_exponent,
+            multiply_by_parameter_scale=config.parameter_scale,
+            factored=config.factored if group.factored is None else group.factored,
+            weight_decay_rate=decay or None,
+            weight_decay_mask=decays,
+        )
     if config.name == "sgd":
         return optax.sgd(rate, momentum=config.b1 or None)
     return optax.adamw(
@@ -158,6 +193,7 @@ def _check(config: Optimizer) -> None:
         ("b1", config.b1, "from 0 to below 1", 0 <= config.b1 < 1),
         ("b2", config.b2, "from 0 to below 1", 0 <= config.b2 < 1),
         ("epsilon", config.epsilon, "above 0", config.epsilon > 0),
+        ("decay_exponent", config.decay_exponent, "above 0", config.decay_exponent > 0),
     ]
     decays = [("weight_decay", config.weight_decay)]
     for index, group in enumerate(config.groups):
@@ -172,8 +208,13 @@ def _check(config: Optimizer) -> None:
         if not (right and math.isfinite(value)):
             raise InputError(f"optimizer.{name} is {value}; it has to be {expected}")
     for name, value in decays:
-        if value and config.name != "adamw":
+        if value and config.name == "sgd":
             raise InputError(
-                f"optimizer.{name} is {value}, which has no effect with {config.name}; set it to 0 "
-                "or use adamw"
+                f"optimizer.{name} is {value}, which has no effect with sgd; set it to 0 or use "
+                "adamw or adafactor"
             )
+    if config.parameter_scale and config.name != "adafactor":
+        raise InputError(
+            f"optimizer.parameter_scale is True, which has no effect with {config.name}; set it to "
+            "False or use adafactor"
+        )

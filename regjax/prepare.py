@@ -13,30 +13,60 @@ import jax
 import numpy as np
 
 from regjax import data as data_module
-from regjax import models, optim, paths
-from regjax.data import Batches, Data, Examples
+from regjax import models, optim, paths, prompting
+from regjax.data import SPLITS, Batches, Examples, Task, load_task, task_codec
 from regjax.data.bad_records import Unusable, number
 from regjax.errors import InputError
 from regjax.experiment import Experiment
 from regjax.files import new_folder, write_json
 from regjax.models import Apply, DecoderConfig
-from regjax.stages import ResolvedStage
+from regjax.models.prompt import with_prompts
+from regjax.probes import Measure, Setting
+from regjax.prompting import PromptSource
+from regjax.stages import DECISIONS, PREVIOUS, ResolvedStage
 from regjax.token_grid import TokenGrid
 
-LARGEST_WINS = ("pearson", "spearman", "kendall", "accuracy_within", "quadratic_weighted_kappa")
-SELECTABLE = ("rmse", "mae", *LARGEST_WINS)
+SCORES_LARGEST_WINS = (
+    "pearson", "spearman", "kendall", "accuracy_within", "quadratic_weighted_kappa",
+)  # fmt: skip
+LARGEST_WINS = (*SCORES_LARGEST_WINS, "accuracy", "exact_match")
+SELECTABLE = ("rmse", "mae", *SCORES_LARGEST_WINS)
 """Figures of a read-out by which `Stage.select` can choose a checkpoint (and `crps` of the distribution)."""
 
 TRAINED_WITH = "trained_with.json"
 
+Model = tuple[Apply, dict[str, jax.Array], DecoderConfig | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The examples of one `Data`; a split without a source is None."""
+    """The examples of one stage; a split without a source is None."""
 
     train: Examples
-    validation: Examples | None
-    test: Examples | None
+    validation: Examples | None = None
+    test: Examples | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedStage:
+    """A stage with all that it works with."""
+
+    stage: ResolvedStage
+    tasks: tuple[Task, ...]
+    splits: Splits
+    codec: TokenGrid | None
+    """How the tokenizer writes the grid of its task; None for free text and for several tasks."""
+    base: Apply
+    """The model without soft prompts."""
+    model: Apply
+    """The model with those of the stage's tasks, if it has any."""
+    prompts: Mapping[str, PromptSource]
+    """Soft prompts that its parameters hold, by name; those of the stage it starts from come first."""
+    base_model: str
+    """Where the parameters besides the soft prompts are kept if it leaves them as they are: an earlier
+    stage's name or the experiment's model; empty: it trains them, or they are kept nowhere."""
+    measures: Mapping[str, Measure]
+    """What its probes measure, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +74,8 @@ class Prepared:
     """What the stages of an experiment work with."""
 
     experiment: Experiment
-    stages: tuple[ResolvedStage, ...]
-    splits: tuple[Splits, ...]
-    """Of each stage."""
+    stages: tuple[PreparedStage, ...]
     tokenizer: Any
-    codec: TokenGrid
-    model: Apply
     config: DecoderConfig | None
     """None for a model that the caller brought."""
     params: dict[str, jax.Array]
@@ -59,7 +85,7 @@ class Prepared:
     def reported_split(self) -> str:
         """The split that the table of results is about: test, where any stage has one."""
         for name in ("test", "validation"):
-            if any(getattr(splits, name) for splits in self.splits):
+            if any(getattr(ready.splits, name) for ready in self.stages):
                 return name
         return ""
 
@@ -73,13 +99,13 @@ def prepare(
       InputError: for whatever cannot be used, with its place and what to do.
     """
     stages = tuple(experiment.resolve(stage) for stage in experiment.stages)
-    tokenizer = _tokenizer(experiment, workdir, stages)
-    codec = experiment.template.codec(experiment.grid, tokenizer)
-    read: dict[int, Splits] = {}
-    for stage in stages:
-        if id(stage.data) not in read:
-            read[id(stage.data)] = _read(experiment, stage.data, tokenizer, codec)
-    splits = tuple(read[id(stage.data)] for stage in stages)
+    tasks = tuple(_tasks(experiment, stage) for stage in stages)
+    tokenizer = _tokenizer(experiment, workdir, tasks)
+    read: dict[Any, Splits] = {}
+    for task in (task for each in tasks for task in each):
+        task_codec(task, tokenizer)
+        if _identity(task) not in read:
+            read[_identity(task)] = _read(task, tokenizer)
     bad = [record for split in read.values() for one in _present(split) for record in one.bad]
     listed = workdir / "bad_records.jsonl"
     if bad:
@@ -93,36 +119,127 @@ def prepare(
             f"rows each, which do not divide among {jax.device_count()} devices"
         )
     apply, params, config = _model(experiment, tokenizer, model)
-    run = Prepared(experiment, stages, splits, tokenizer, codec, apply, config, params)
-    for index, stage in enumerate(stages):
-        _check_stage(stage, splits[index], apply, params)
-        _check_objective(run, index)
+    ready: list[PreparedStage] = []
+    for stage, its_tasks in zip(stages, tasks, strict=True):
+        splits = tuple(read[_identity(task)] for task in its_tasks)
+        ready.append(
+            _prepare_stage(
+                experiment, stage, its_tasks, splits, tokenizer, (apply, params, config), ready
+            )
+        )
+        _check_stage(ready[-1], params)
+        _check_objective(experiment, ready[-1], params)
+    run = Prepared(experiment, tuple(ready), tokenizer, config, params)
     if run.reported_split and experiment.reference_field:
         reference(run)  # raises
     return run
 
 
-def _check_stage(
-    stage: ResolvedStage, splits: Splits, apply: Apply, params: Mapping[str, jax.Array]
-) -> None:
+def _tasks(experiment: Experiment, stage: ResolvedStage) -> tuple[Task, ...]:
+    tasks = stage.tasks or (dataclasses.replace(experiment.task, data=stage.data),)
+    if stage.shots is None:
+        return tasks
+    return tuple(dataclasses.replace(task, shots=stage.shots) for task in tasks)
+
+
+def _identity(task: Task) -> tuple[Any, ...]:
+    """What tells two tasks apart whose records would have to be read and encoded twice."""
+    return id(task.data), task.template, task.grid, task.shots, task.shots_seed
+
+
+def _prepare_stage(
+    experiment: Experiment,
+    stage: ResolvedStage,
+    tasks: tuple[Task, ...],
+    splits: tuple[Splits, ...],
+    tokenizer: Any,
+    model: Model,
+    before: Sequence[PreparedStage],
+) -> PreparedStage:
+    apply, params, config = model
+    codec = None
+    if len(tasks) == 1:
+        own, codec = splits[0], task_codec(tasks[0], tokenizer)
+    else:
+        own = Splits(data_module.mix([one.train for one in splits]))
+    start = start_of(stage, before)
+    prompts = prompting.sources(stage, tasks, start, apply, params, config, tokenizer)
+    after = prompting.place(stage, own.train, tokenizer)
+
+    def prompted(names: Sequence[str]) -> Apply:
+        missing = [name for name in names if name not in prompts]
+        if missing:
+            raise InputError(
+                f"stage {stage.name!r}: no soft prompt {missing[0]!r}; "
+                f"it has {', '.join(prompts) or 'none'}"
+            )
+        return with_prompts(apply, names, after=after) if names else apply
+
+    longest = max(task.data.max_length for task in tasks)
+    resolved = dataclasses.replace(
+        stage,
+        data=dataclasses.replace(tasks[0].data, max_length=longest),
+        decisions=_decisions(stage, codec),
+    )
+    setting = Setting(resolved, prompted, tokenizer, experiment.task, experiment.eval_batch_size)
+    return PreparedStage(
+        stage=resolved,
+        tasks=tasks,
+        splits=own,
+        codec=codec,
+        base=apply,
+        model=prompted([task.name for task in tasks] if stage.soft_prompt else []),
+        prompts=prompts,
+        base_model=prompting.base_model(experiment, stage, start),
+        measures={probe.name: probe.build(setting) for probe in stage.probes},
+    )
+
+
+def start_of(stage: ResolvedStage, before: Sequence[PreparedStage]) -> PreparedStage | None:
+    """The stage whose parameters `stage` starts from; None: the initial ones."""
+    if stage.start == PREVIOUS:
+        return before[-1] if before else None
+    return next((ready for ready in before if ready.stage.name == stage.start), None)
+
+
+def _decisions(stage: ResolvedStage, codec: TokenGrid | None) -> tuple[str, ...]:
+    if codec is not None or stage.decisions == DECISIONS:
+        return stage.decisions if codec is not None else ()
+    if stage.decisions:
+        raise InputError(
+            f"stage {stage.name!r}: decisions {stage.decisions} need one task with a grid; set them "
+            "to () and give probes"
+        )
+    return ()
+
+
+def _check_stage(ready: PreparedStage, params: Mapping[str, jax.Array]) -> None:
     """What would otherwise fail in the middle of a run, or at its end."""
+    stage, splits = ready.stage, ready.splits
     if stage.steps < 0:
         raise InputError(f"stage {stage.name!r}: steps is {stage.steps}; it has to be 0 or more")
-    if stage.data.packing and not apply.takes_segments:
+    if stage.data.packing and not ready.model.takes_segments:
         raise InputError(
             f"stage {stage.name!r}: data.packing needs a model that takes segment_ids; turn it off, "
             "or wrap a function that names segment_ids"
         )
-    trained, _ = paths.split_by_patterns(paths.unflatten(params), stage.trainable)
+    if stage.data.packing and stage.soft_prompt:
+        raise InputError(
+            f"stage {stage.name!r}: a soft prompt goes before one example a row: turn packing off"
+        )
+    shapes = {**params, **prompting.shapes(ready.prompts)}
+    trained, _ = paths.split_by_patterns(paths.unflatten(shapes), stage.trainable)
     optim.build(stage.optimizer, stage.steps, trained)
     if not stage.select:
         return
-    if splits.validation is None:
+    known = [f"{name}/{figure}" for name in stage.decisions for figure in SELECTABLE]
+    known += ["crps"] if stage.decisions else []
+    known = known if splits.validation else []
+    known += [f"{probe.name}/{figure}" for probe in stage.probes for figure in probe.figures]
+    if stage.select not in known and splits.validation is None and not stage.probes:
         raise InputError(
             f"stage {stage.name!r}: select {stage.select!r} needs validation data (data.validation)"
         )
-    known = [f"{name}/{figure}" for name in stage.decisions for figure in SELECTABLE]
-    known += ["crps"] if stage.decisions else []
     if stage.select not in known:
         raise InputError(
             f"stage {stage.name!r}: select {stage.select!r} is no figure of its validation report; "
@@ -130,11 +247,13 @@ def _check_stage(
         )
 
 
-def _check_objective(run: Prepared, index: int) -> None:
+def _check_objective(
+    experiment: Experiment, ready: PreparedStage, params: Mapping[str, jax.Array]
+) -> None:
     """Traces a stage's objective, which computes nothing but shapes."""
-    stage = run.stages[index]
-    batches = Batches(run.splits[index].train, run.experiment.batch_size, 0, stage.data)
-    size = run.experiment.batch_size // run.experiment.accumulation
+    stage = ready.stage
+    batches = Batches(ready.splits.train, experiment.batch_size, 0, stage.data)
+    size = experiment.batch_size // experiment.accumulation
     batch = {
         name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
         for name, array in batches.batch_at(0).items()
@@ -142,12 +261,19 @@ def _check_objective(run: Prepared, index: int) -> None:
     }
 
     def loss(params, batch, key):
-        return stage.objective(run.model, params, batch, key, run.codec)
+        return stage.objective(ready.model, params, batch, key, ready.codec)
 
+    shapes = paths.unflatten({**params, **prompting.shapes(ready.prompts)})
     try:
-        sums = jax.eval_shape(loss, paths.unflatten(run.params), batch, jax.random.key(0))
+        sums = jax.eval_shape(loss, shapes, batch, jax.random.key(0))
     except ValueError as error:
         raise InputError(f"stage {stage.name!r}, {stage.objective}: {error}") from error
+    except AttributeError as error:
+        if ready.codec is not None or "NoneType" not in str(error):
+            raise
+        raise InputError(
+            f"stage {stage.name!r}: {stage.objective} reads scores, which needs one task with a grid"
+        ) from error
     if not isinstance(sums, dict) or "loss" not in sums:
         raise InputError(
             f"stage {stage.name!r}: the objective returns {type(sums).__name__}; expected a dict of "
@@ -163,7 +289,9 @@ def reference(run: Prepared) -> tuple[list[float], list[float]]:
     """
     field = run.experiment.reference_field
     examples = next(
-        found for one in reversed(run.splits) if (found := getattr(one, run.reported_split))
+        found
+        for ready in reversed(run.stages)
+        if (found := getattr(ready.splits, run.reported_split))
     )
     predictions = []
     for example in examples.examples:
@@ -182,21 +310,21 @@ def _present(splits: Splits) -> list[Examples]:
     return [one for one in (splits.train, splits.validation, splits.test) if one is not None]
 
 
-def _tokenizer(experiment: Experiment, workdir: Path, stages: Sequence[ResolvedStage]) -> Any:
+def _tokenizer(experiment: Experiment, workdir: Path, tasks: Sequence[tuple[Task, ...]]) -> Any:
     name = experiment.tokenizer or experiment.model
     if name:
         return data_module.load_tokenizer(name)
     saved = workdir / "tokenizer"
     if saved.is_dir():
         return _load_trained(saved, experiment.vocabulary_size)
-    skeleton = experiment.template.skeleton(None)
     texts: list[str] = []
-    for data in {id(stage.data): stage.data for stage in stages}.values():
-        for record in data_module.read_records(data.train, data.columns):
+    for task in {_identity(task): task for each in tasks for task in each}.values():
+        skeleton = task.template.skeleton(None)
+        for record in data_module.read_records(task.data.train, task.data.columns):
             fields = {key: str(value) for key, value in record.fields.items()}
-            if all(name in fields for name in experiment.template.fields):
+            if all(name in fields for name in task.template.fields):
                 texts.append(skeleton.render(fields).text)
-    texts += [skeleton.score_prefix + text for text in experiment.grid.texts]
+        texts += [skeleton.score_prefix + text for text in (task.grid.texts if task.grid else ())]
     return data_module.train_tokenizer(texts, experiment.vocabulary_size)
 
 
@@ -223,25 +351,15 @@ def _load_trained(folder: Path, vocabulary_size: int) -> Any:
     return data_module.load_tokenizer(folder)
 
 
-def _read(experiment: Experiment, data: Data, tokenizer: Any, codec: TokenGrid) -> Splits:
-    if not data.train:
+def _read(task: Task, tokenizer: Any) -> Splits:
+    if not task.data.train:
         raise InputError("data.train is empty: give the training records, e.g. --data.train FILE")
-
-    def load(source: Any) -> Examples | None:
-        if not source:
-            return None
-        return data_module.load_examples(
-            source, data, experiment.template, tokenizer, experiment.grid, codec
-        )
-
-    train = load(data.train)
+    train, validation, test = (load_task(task, tokenizer, split) for split in SPLITS)
     assert train is not None
-    return Splits(train, load(data.validation), load(data.test))
+    return Splits(train, validation, test)
 
 
-def _model(
-    experiment: Experiment, tokenizer: Any, given: tuple[Apply, Any] | None
-) -> tuple[Apply, dict[str, jax.Array], DecoderConfig | None]:
+def _model(experiment: Experiment, tokenizer: Any, given: tuple[Apply, Any] | None) -> Model:
     if given is not None:
         function, params = given
         apply = function if isinstance(function, Apply) else models.from_function(function)
@@ -291,4 +409,5 @@ def fingerprint(examples: Examples) -> str:
         digest.update(np.ascontiguousarray(example.tokens).tobytes())
         place = [len(example.tokens), example.response_start, example.score_start]
         digest.update(np.array([*place, example.score, example.weight], np.float64).tobytes())
+        digest.update(b"" if example.task == 0 else str(example.task).encode())
     return digest.hexdigest()[:16]

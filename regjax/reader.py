@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from regjax import models
+from regjax import models, prompting
 from regjax.data import (
     BadRecord,
     Data,
@@ -26,10 +26,24 @@ from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS, Score, evaluate_batches, make_score
 from regjax.files import write_json
 from regjax.models import Apply
+from regjax.models.prompt import SOFT_PROMPT, with_prompts
+from regjax.models.prompt_files import load_prompt
 from regjax.scores import ScoreGrid
 from regjax.token_grid import TokenGrid
 
 READER_FILE = "regjax.json"
+
+
+PROMPT = "main"
+"""What a soft prompt is called in the parameters of a model that was loaded."""
+
+
+class Loaded(NamedTuple):
+    """A model that was loaded to be asked."""
+
+    model: Apply
+    params: Any
+    tokenizer: Any
 
 
 class Scored(NamedTuple):
@@ -71,18 +85,22 @@ class Reader:
         """
         folder = find_model(Path(folder))
         saved = _read_reader_file(folder / READER_FILE)
+        if saved["grid"] is None:
+            raise InputError(
+                f"{folder} answers in text, it has no grid of scores: regjax.load_model and "
+                "regjax.generate.texts ask it"
+            )
         template = Template(**saved["template"])
         grid = ScoreGrid(tuple(saved["grid"]["values"]), tuple(saved["grid"]["texts"]))
         read_out = read_out or saved["read_out"]
         if read_out not in READ_OUTS:
             known = ", ".join(READ_OUTS)
             raise InputError(f"unknown read-out {read_out!r}; known: {known}")
-        tokenizer = load_tokenizer(str(folder))
+        model, params, tokenizer = load_model(folder, dtype=dtype)
         codec = template.codec(grid, tokenizer)
-        apply, params = models.split(models.load(folder, dtype=dtype))
-        score = make_score(apply, codec)
+        score = make_score(model, codec)
         return cls(
-            apply, params, tokenizer, template, grid, codec, read_out, saved["max_length"], score
+            model, params, tokenizer, template, grid, codec, read_out, saved["max_length"], score
         )
 
     @property
@@ -125,35 +143,94 @@ class Reader:
         return scored, examples.bad
 
 
+def load_model(
+    folder: str | Path,
+    *,
+    soft_prompt: bool = True,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Loaded:
+    """The model of a workdir (its last stage), of a stage's folder, or of an exported one.
+
+    Args:
+      folder: as in `Reader.load`.
+      soft_prompt: with the soft prompt it was trained with, if it was; False: take it off, for tasks
+        of another format than the one it was trained on.
+      dtype: of the parameters; a soft prompt is float32.
+
+    Raises:
+      InputError: if there is none, or it is not whole, or the soft prompt is another model's.
+    """
+    folder = find_model(Path(folder))
+    saved = _read_reader_file(folder / READER_FILE)
+    weights = _weights(folder, saved)
+    module = models.load(weights, dtype=dtype)
+    tokenizer = load_tokenizer(str(weights))
+    model, params = models.split(module)
+    if soft_prompt and saved.get("soft_prompt"):
+        expected = prompting.origin(module.config.width, module.config, tokenizer)
+        prompt, origin = load_prompt(folder / saved["soft_prompt"], expected)
+        model = with_prompts(model, [PROMPT], after=int(bool(origin.after_bos)))
+        params = {**params, SOFT_PROMPT: {PROMPT: prompt}}
+    return Loaded(model, params, tokenizer)
+
+
+def _weights(folder: Path, saved: Mapping[str, Any]) -> str | Path:
+    """Where the model's own folder is: here, beside, or what the experiment named."""
+    base = saved.get("base_model", "")
+    if not base:
+        return folder
+    return folder / base if (folder / base).is_dir() else base
+
+
 def save_reader(
-    folder: Path, template: Template, grid: ScoreGrid, read_out: str, max_length: int
+    folder: Path,
+    template: Template,
+    grid: ScoreGrid | None,
+    read_out: str,
+    max_length: int,
+    *,
+    base_model: str = "",
+    soft_prompt: str = "",
 ) -> None:
-    """Writes what a model folder needs besides weights and tokenizer to be a reader."""
+    """Writes what a model folder needs besides weights and tokenizer to be asked.
+
+    `soft_prompt` is the folder of the soft prompt, `base_model` that of the weights and the tokenizer,
+    where it is not this one; both as seen from `folder`.
+    """
     saved = {
         "template": dataclasses.asdict(template),
-        "grid": dataclasses.asdict(grid),
+        "grid": None if grid is None else dataclasses.asdict(grid),
         "read_out": read_out,
         "max_length": max_length,
     }
+    if base_model:
+        saved["base_model"] = base_model
+    if soft_prompt:
+        saved["soft_prompt"] = soft_prompt
     write_json(folder / READER_FILE, saved)
 
 
 def find_model(folder: Path) -> Path:
-    """The model folder that `folder` is, or holds: a stage's, or the last stage's of a workdir."""
+    """The folder with regjax.json that `folder` is, or holds: a stage's, or the last stage's of a workdir."""
     if (folder / READER_FILE).is_file():
         return folder
-    if (folder / "model" / READER_FILE).is_file():
-        return folder / "model"
+    if (found := _of_stage(folder)) is not None:
+        return found
     if (folder / "config.json").is_file() and not (folder / "model.safetensors").is_file():
         for name in reversed(_stage_names(folder / "config.json")):
-            model = folder / name / "model"
-            if (model / READER_FILE).is_file():
-                return model
+            if (found := _of_stage(folder / name)) is not None:
+                return found
         raise InputError(f"no stage of {folder} has finished yet: run `regjax train` to its end")
     raise InputError(
         f"{folder} is no model of ours: expected a workdir, or a folder with {READER_FILE} "
         "(written at the end of a stage and by `regjax export`)"
     )
+
+
+def _of_stage(folder: Path) -> Path | None:
+    """`model`, or `soft_prompt` where the stage trained nothing else."""
+    held = (folder / name for name in ("model", SOFT_PROMPT))
+    return next((place for place in held if (place / READER_FILE).is_file()), None)
 
 
 def _stage_names(path: Path) -> list[str]:
@@ -169,7 +246,7 @@ def _read_reader_file(path: Path) -> dict[str, Any]:
         template, grid = saved["template"], saved["grid"]
         if not (isinstance(template, dict) and isinstance(saved["max_length"], int)):
             raise TypeError
-        grid["values"], grid["texts"], saved["read_out"]
+        saved["read_out"], grid is None or (grid["values"], grid["texts"])
         return saved
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); export the model again") from error
@@ -180,8 +257,9 @@ def export(
 ) -> Path:
     """Writes the model of a workdir (its last stage) or of a stage's folder to a new folder.
 
-    The folder holds config.json and safetensors that `transformers` loads, the tokenizer, and
-    regjax.json, with which `Reader.load`, `regjax predict` and `regjax eval` read scores from it.
+    The folder holds config.json and safetensors that `transformers` loads, the tokenizer, the soft
+    prompt in PEFT's layout if there is one (`soft_prompt`), and regjax.json, with
+    which `Reader.load`, `regjax predict` and `regjax eval` read scores from it.
 
     Raises:
       InputError: if there is no finished model, or `output` exists.
@@ -189,8 +267,13 @@ def export(
     source, output = find_model(Path(workdir)), Path(output)
     if output.exists():
         raise InputError(f"{output} exists already: give another --output")
-    module = models.load(source, dtype=dtype)
+    saved = _read_reader_file(source / READER_FILE)
+    weights = models.resolve(_weights(source, saved))
+    module = models.load(weights, dtype=dtype)
     _, params = models.split(module)
-    models.save(output, module.config, params, dtype=dtype, source=source)
-    shutil.copy(source / READER_FILE, output / READER_FILE)
+    models.save(output, module.config, params, dtype=dtype, source=weights)
+    if saved.get("soft_prompt"):
+        shutil.copytree(source / saved["soft_prompt"], output / SOFT_PROMPT)
+        saved["soft_prompt"] = SOFT_PROMPT
+    write_json(output / READER_FILE, {k: v for k, v in saved.items() if k != "base_model"})
     return output

@@ -4,42 +4,79 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from regjax import checkpoint, metrics, models, paths
+from regjax import checkpoint, metrics, paths
+from regjax.artifacts import keep_parameters
 from regjax.data import ordered_batches
 from regjax.evaluation import (
     Evaluation,
-    Score,
     evaluate_batches,
+    make_score,
     to_json,
     write_predictions,
 )
-from regjax.files import new_folder, write_json
-from regjax.log import progress
+from regjax.files import write_json, write_text
+from regjax.log import print_table, progress
 from regjax.prepare import Prepared, fingerprint, reference
-from regjax.reader import save_reader
+from regjax.probes import HELD_OUT, Split
 
 FIGURES = ("rmse", "mae", "pearson", "spearman")
 
 
-def evaluate_split(
-    run: Prepared, index: int, split: str, score: Score, params: Mapping[str, jax.Array]
-) -> Evaluation:
-    """Scores stage `index`'s `validation` or `test` examples with parameters by path."""
-    stage, size = run.stages[index], run.experiment.eval_batch_size
-    examples = getattr(run.splits[index], split)
-    tree = paths.unflatten(params)
-    data = dataclasses.replace(stage.data, packing=False)  # scored one example a row
-    with progress(f"{stage.name}: {split}", -(-len(examples) // size)) as advance:
-        return evaluate_batches(
-            score, tree, ordered_batches(examples, size, data),
-            run.codec.values, stage.decisions, advance=advance,
-        )  # fmt: skip
+class Report(NamedTuple):
+    """What a stage's parameters are worth on a split."""
+
+    figures: dict[str, float]
+    """Of the read-outs (`READ_OUT/FIGURE`) and of the probes (`PROBE/FIGURE`)."""
+    scores: Evaluation | None
+    """Distributions and read-outs of every record, of a stage with read-outs."""
+    answers: dict[str, Sequence[dict[str, Any]]]
+    """A line a record, by probe."""
+
+
+class StageEvaluation:
+    """`(split, parameters by path) -> Report` of a stage, compiled once."""
+
+    def __init__(self, run: Prepared, index: int) -> None:
+        self._ready, self._size = run.stages[index], run.experiment.eval_batch_size
+        ready = self._ready
+        self._codec = ready.codec if ready.stage.decisions else None
+        self._score = None if self._codec is None else make_score(ready.model, self._codec)
+
+    def has(self, split: Split) -> bool:
+        """Whether there may be something to evaluate on `split`."""
+        has_scores = bool(self._ready.stage.decisions and getattr(self._ready.splits, split))
+        return has_scores or bool(self._ready.measures)
+
+    def __call__(self, split: Split, params: Mapping[str, jax.Array]) -> Report:
+        ready, tree = self._ready, paths.unflatten(params)
+        scores = self._evaluate_scores(split, tree)
+        figures = dict(scores.report) if scores else {}
+        answers = {}
+        for name, measure in ready.measures.items():
+            measured = measure(tree, split)
+            if measured is None:
+                continue
+            figures |= {f"{name}/{figure}": value for figure, value in measured.figures.items()}
+            if measured.lines:
+                answers[name] = measured.lines
+        return Report(figures, scores, answers)
+
+    def _evaluate_scores(self, split: Split, tree: Any) -> Evaluation | None:
+        stage, examples = self._ready.stage, getattr(self._ready.splits, split)
+        if examples is None or self._score is None or self._codec is None:
+            return None
+        data = dataclasses.replace(stage.data, packing=False)  # scored one example a row
+        with progress(f"{stage.name}: {split}", -(-len(examples) // self._size)) as advance:
+            return evaluate_batches(
+                self._score, tree, ordered_batches(examples, self._size, data),
+                self._codec.values, stage.decisions, advance=advance,
+            )  # fmt: skip
 
 
 def finish_stage(
@@ -47,14 +84,15 @@ def finish_stage(
     index: int,
     params: Mapping[str, jax.Array],
     step: int,
-    score: Score,
+    evaluation: StageEvaluation,
     folder: Path,
 ) -> dict[str, Any]:
-    """Writes predictions, model folder and, last, `results.json`; returns what that holds.
+    """Writes predictions, model and soft prompts and, last, `results.json`; returns what that holds.
 
     A stage whose results are there, of these parameters on these data, is not evaluated again.
     """
-    stage = run.stages[index]
+    ready = run.stages[index]
+    stage = ready.stage
     done = folder / "results.json"
     result: dict[str, Any] = {
         "step": step,
@@ -63,39 +101,33 @@ def finish_stage(
         "decisions": list(stage.decisions),
         "data": {
             split: fingerprint(examples)
-            for split in ("validation", "test")
-            if (examples := getattr(run.splits[index], split)) is not None
+            for split in HELD_OUT
+            if (examples := getattr(ready.splits, split)) is not None
         },
     }
+    if ready.measures:
+        result["probes"] = [repr(probe) for probe in stage.probes]
     if done.is_file():
         found = json.loads(done.read_text(encoding="utf-8"))
         if {name: found.get(name) for name in result} == result:
             return found
         done.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    for split in ("validation", "test"):
-        examples = getattr(run.splits[index], split)
-        if examples is None or not stage.decisions:
+    for split in HELD_OUT:
+        if not evaluation.has(split):
             continue
-        evaluation = evaluate_split(run, index, split, score, params)
-        write_predictions(
-            folder / f"predictions_{split}.jsonl",
-            evaluation,
-            examples.ids,
-            run.experiment.grid.texts,
-        )
-        result[split] = to_json(evaluation.report)
-    if run.config is None:
-        checkpoint.save_params(folder, params)
-    else:
-        with new_folder(folder / "model") as model:
-            models.save(model, run.config, paths.unflatten(params))
-            run.tokenizer.save_pretrained(str(model))
-            read_out = (*stage.decisions, "mean")[0]
-            experiment = run.experiment
-            save_reader(
-                model, experiment.template, experiment.grid, read_out, stage.data.max_length
-            )
+        report = evaluation(split, params)
+        examples = getattr(ready.splits, split)
+        grid = ready.tasks[0].grid
+        if report.scores is not None and grid is not None:
+            path = folder / f"predictions_{split}.jsonl"
+            write_predictions(path, report.scores, examples.ids, grid.texts)
+        for name, lines in report.answers.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_text(folder / f"answers_{name}_{split}.jsonl", text)
+        if report.figures:
+            result[split] = to_json(report.figures)
+    keep_parameters(run, ready, params, folder)
     write_json(done, result)
     return result
 
@@ -104,7 +136,7 @@ def results_table(run: Prepared, results: Mapping[str, Any]) -> list[dict[str, A
     """A row a stage and read-out, on the test split where there is one, and the known predictions."""
     rows: list[dict[str, Any]] = []
     split = run.reported_split
-    for stage in run.stages:
+    for stage in (ready.stage for ready in run.stages):
         report = results[stage.name].get(split, {})
         for name in stage.decisions if report else ():
             figures = {figure: report[f"{name}/{figure}"] for figure in FIGURES}
@@ -115,3 +147,28 @@ def results_table(run: Prepared, results: Mapping[str, Any]) -> list[dict[str, A
         figures = {figure: known[figure] for figure in FIGURES}
         rows.append({"stage": "reference", "read-out": field, "split": split, **figures})
     return rows
+
+
+def text_table(run: Prepared, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a stage with the figures of its probes, on the test split where any has one."""
+    for split in reversed(HELD_OUT):
+        rows = []
+        for ready in run.stages:
+            report = results[ready.stage.name].get(split, {})
+            prefixes = tuple(f"{name}/" for name in ready.measures)
+            figures = {k: v for k, v in report.items() if prefixes and k.startswith(prefixes)}
+            if figures:
+                rows.append({"stage": ready.stage.name, **figures})
+        if rows:
+            names = dict.fromkeys(name for row in rows for name in row)
+            return [{name: row.get(name) for name in names} for row in rows]
+    return []
+
+
+def print_results(run: Prepared, results: Mapping[str, Any]) -> None:
+    """Prints the tables of a run."""
+    if results["table"]:
+        split = results["table"][0]["split"]
+        print_table(f"{run.experiment.name}: {split} split", results["table"])
+    if results["text_table"]:
+        print_table(f"{run.experiment.name}: answers", results["text_table"])

@@ -127,6 +127,23 @@ class ScoreGrid:
         )
 
     @classmethod
+    def labels(cls, *names: str, text: str = "{}") -> ScoreGrid:
+        """Classes: the values 0, 1, ... with these texts; `text` is put around each of them.
+
+        Their exact distribution ranks the labels. The mode is a class; the mean and the median take
+        the values for a scale.
+
+        >>> ScoreGrid.labels("True", "False", text=" {}")
+        ScoreGrid(values=(0.0, 1.0), texts=(' True', ' False'))
+        """
+        for name in names:
+            if not isinstance(name, str):
+                raise InputError(
+                    f"score grid: label {name!r} is not text; give each label by itself"
+                )
+        return cls.of(range(len(names)), names, text=text)
+
+    @classmethod
     def parse(cls, spec: str, *, text: str = "{}") -> ScoreGrid:
         """The grid of a command line: `low:high`, `low:high:step` or `value,value,...`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,22 @@ import optax
 import tyro
 
 from regjax import paths
-from regjax.data import Data
+from regjax.data import Data, Task
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS
 from regjax.models import Apply
+from regjax.models.prompt import SoftPrompt
 from regjax.optim import Optimizer
 from regjax.token_grid import TokenGrid
 
 PREVIOUS, INITIAL = "previous", "initial"
+DECISIONS = ("mean", "median", "mode")
+
+
+# Any, and made by a function: tyro would look for records in memory among the types of a union.
+NotOnCommandLine: TypeAlias = Annotated[
+    Any, tyro.conf.Fixed, tyro.conf.Suppress, tyro.conf.arg(constructor=str)
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,25 +52,43 @@ class Stage:
     optimizer: Optimizer | None = None
     """Update rule."""
 
-    # Any, since tyro would look for in-memory records among the types of a union.
-    data: tyro.conf.Fixed[Any] = None
+    eval_every: int | None = None
+    """Steps between evaluations on the validation data; 0: only at its end."""
+
+    data: NotOnCommandLine = None
     """Training, validation and test `Data`; set in the config, not on the command line."""
 
-    decisions: tuple[str, ...] = ("mean", "median", "mode")
+    decisions: tuple[str, ...] = DECISIONS
     """Read-outs reported for the trained model: `mean`, `normalized_mean`, `median`, `mode`; the first is
-    the one `predict` uses. None of them: no evaluation."""
+    the one `predict` uses. None of them, or no grid: no scores are evaluated."""
 
     select: str = ""
-    """Validation figure whose best checkpoint is the result, e.g. `mean/rmse`; empty: the last checkpoint."""
+    """Validation figure whose best checkpoint is the result, e.g. `mean/rmse` or, of a probe,
+    `main/accuracy`; empty: the last checkpoint."""
+
+    tasks: NotOnCommandLine = ()
+    """`Task`s it is trained on, mixed; none: the experiment's own, whose name is `main`."""
+
+    shots: int | None = None
+    """Worked examples before every record; None: as its tasks say."""
+
+    soft_prompt: NotOnCommandLine = None
+    """`SoftPrompt` before every record, one for each task, at the parameter path `soft_prompt/TASK`; made
+    where the parameters that the stage starts from have none. None: those that they have are taken off."""
+
+    probes: NotOnCommandLine = ()
+    """What else is measured on held-out data, see `regjax.probes`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedStage(Stage):
-    """A stage whose steps, optimizer and data are decided."""
+    """A stage whose steps, optimizer, evaluations and data are decided."""
 
     steps: int = 0
+    eval_every: int = 0
     optimizer: Optimizer = Optimizer()
-    data: Data = Data()
+    data: Any = Data()
+    """Of several tasks the shape of the rows: the first one's, of the longest `max_length`."""
 
 
 class TrainState(NamedTuple):
@@ -89,16 +115,17 @@ def check_stages(stages: Sequence[Stage]) -> None:
         if stage.start not in (PREVIOUS, INITIAL, *seen):
             known = ", ".join((PREVIOUS, INITIAL, *seen))
             raise InputError(f"stage {stage.name!r} starts from {stage.start!r}; known: {known}")
-        for field in ("trainable", "decisions"):
+        for field in ("trainable", "decisions", "tasks", "probes"):
             if isinstance(getattr(stage, field), str):
                 raise InputError(
                     f"stage {stage.name!r}: {field} is the string {getattr(stage, field)!r}; "
-                    "expected a tuple of strings"
+                    "expected a tuple"
                 )
         if not stage.trainable:
             raise InputError(f"stage {stage.name!r}: trainable is empty; name what is trained")
         if not callable(stage.objective):
             raise InputError(f"stage {stage.name!r}: its objective is not callable")
+        _check_tasks(stage)
         unknown = [name for name in stage.decisions if name not in READ_OUTS]
         if unknown:
             raise InputError(
@@ -106,6 +133,24 @@ def check_stages(stages: Sequence[Stage]) -> None:
                 f"{', '.join(READ_OUTS)}"
             )
         seen.append(stage.name)
+
+
+def _check_tasks(stage: Stage) -> None:
+    place = f"stage {stage.name!r}"
+    if not all(isinstance(task, Task) for task in stage.tasks):
+        raise InputError(
+            f"{place}: tasks are {stage.tasks!r}; expected a tuple of regjax.data.Task"
+        )
+    names = [task.name for task in stage.tasks]
+    if len(set(names)) < len(names):
+        raise InputError(f"{place}: two of its tasks have one name: {', '.join(names)}")
+    if stage.tasks and stage.data is not None:
+        raise InputError(f"{place}: has tasks and data; the data stand in the tasks")
+    if not isinstance(stage.soft_prompt, SoftPrompt | None):
+        raise InputError(f"{place}: soft_prompt is {stage.soft_prompt!r}; expected a SoftPrompt")
+    probes = [probe.name for probe in stage.probes]
+    if len(set(probes)) < len(probes):
+        raise InputError(f"{place}: two of its probes have one name: {', '.join(probes)}")
 
 
 def _is_folder_name(name: str) -> bool:
@@ -139,7 +184,7 @@ def make_update(
     model: Apply,
     objective: Callable,
     optimizer: optax.GradientTransformation,
-    codec: TokenGrid,
+    codec: TokenGrid | None,
     *,
     seed: int,
     sharding,

@@ -9,17 +9,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from regjax import checkpoint, compilation, optim, paths, sharding
+from regjax import checkpoint, compilation, optim, paths, prompting, sharding
 from regjax.data import Batches
 from regjax.errors import InputError
-from regjax.evaluation import make_score
 from regjax.experiment import Experiment, write_config
 from regjax.files import write_json
-from regjax.log import Log, print_table, progress
+from regjax.log import Log, progress
 from regjax.models import Apply
-from regjax.prepare import LARGEST_WINS, Prepared, fingerprint, prepare, save_tokenizer
+from regjax.prepare import (
+    LARGEST_WINS,
+    Prepared,
+    PreparedStage,
+    fingerprint,
+    prepare,
+    save_tokenizer,
+)
 from regjax.recorder import Recorder
-from regjax.results import evaluate_split, finish_stage, results_table
+from regjax.results import (
+    StageEvaluation,
+    finish_stage,
+    print_results,
+    results_table,
+    text_table,
+)
 from regjax.stages import INITIAL, PREVIOUS, init_state, make_update
 
 Parameters = Mapping[str, jax.Array]
@@ -62,15 +74,17 @@ def train(
     finished: dict[str, Parameters] = {INITIAL: run.params}
     results: dict[str, Any] = {"stages": {}}
     params: Parameters = run.params
-    for index, stage in enumerate(run.stages):
+    for index, ready in enumerate(run.stages):
+        stage = ready.stage
         start = params if stage.start == PREVIOUS else finished[stage.start]
         params, results["stages"][stage.name] = _run_stage(run, index, start, workdir, log)
-        if stage.name in {later.start for later in run.stages[index + 1 :]}:
+        if stage.name in {later.stage.start for later in run.stages[index + 1 :]}:
             finished[stage.name] = params
     results["table"] = results_table(run, results["stages"])
+    results["text_table"] = text_table(run, results["stages"])
     write_json(workdir / "results.json", results)
-    if results["table"] and not quiet:
-        print_table(f"{experiment.name}: {results['table'][0]['split']} split", results["table"])
+    if not quiet:
+        print_results(run, results)
     return results
 
 
@@ -78,27 +92,29 @@ def _run_stage(
     run: Prepared, index: int, start: Parameters, workdir: Path, log: Log
 ) -> tuple[Parameters, dict[str, Any]]:
     """Trains one stage, or what is left of it, and reports on its result."""
-    experiment, stage, splits = run.experiment, run.stages[index], run.splits[index]
+    experiment, ready = run.experiment, run.stages[index]
+    stage = ready.stage
     folder = workdir / stage.name
     mesh = sharding.make_mesh()
     everywhere = sharding.replicated(mesh)
 
     # state: what is trained goes through the optimizer and the checkpoints, the rest stays as it is
+    position = _position(run, index, start)
+    start = prompting.start_parameters(ready, start, run.tokenizer, experiment.seed)
     trained, frozen = paths.split_by_patterns(paths.unflatten(start), stage.trainable)
     frozen = jax.device_put(frozen, everywhere)
     optimizer = optim.build(stage.optimizer, stage.steps, trained)
     state = init_state(jax.device_put(trained, everywhere), optimizer, everywhere)
-    batches = Batches(splits.train, experiment.batch_size, experiment.seed, stage.data)
-    position = _position(run, index, start)
+    batches = Batches(ready.splits.train, experiment.batch_size, experiment.seed, stage.data)
     update = make_update(
-        run.model,
+        ready.model,
         stage.objective,
         optimizer,
-        run.codec,
+        ready.codec,
         seed=_stage_seed(experiment.seed, index),
         sharding=everywhere,
     )
-    score = make_score(run.model, run.codec)
+    evaluation = StageEvaluation(run, index)
 
     checkpoints = folder / "checkpoints"
     largest = stage.select.rpartition("/")[2] in LARGEST_WINS
@@ -106,10 +122,11 @@ def _run_stage(
         checkpoint.open_manager(checkpoints, select=stage.select, largest=largest) as manager,
         progress(stage.name, stage.steps) as advance,
     ):
-        recorder = Recorder(log, stage.name, experiment, stage.steps, splits.train, advance)
+        recorder = Recorder(log, stage.name, experiment, stage.steps, ready.splits.train, advance)
 
         # resume
-        if manager.latest_step() is not None:
+        resumed = manager.latest_step() is not None
+        if resumed:
             state, saved = checkpoint.restore(manager, state)
             _check_position(saved, position, folder)
             recorder.resume(saved["recorder"])
@@ -119,25 +136,26 @@ def _run_stage(
                 f"{folder} was trained for {step} steps, {stage.steps} are asked for: raise the "
                 "steps, or give another --workdir"
             )
-        log.rewind(stage.name, step)
+        log.rewind(stage.name, step if resumed else -1)
         advance(step)
 
+        def evaluate(step: int) -> dict[str, float]:
+            report = evaluation("validation", {**frozen, **state.params}).figures
+            log.write(stage.name, step, {f"validation/{k}": v for k, v in report.items()})
+            return report
+
         # loop
+        if step == 0 and stage.probes and stage.eval_every and not resumed:
+            evaluate(0)
         for batch in batches.iterate(step, stage.steps):
             state, metrics = update(state, frozen, _place(batch, experiment.accumulation, mesh))
             step += 1
             recorder.add(step, metrics, batch["record_ids"])
             last = step == stage.steps
             report: dict[str, float] = {}
-            if (
-                splits.validation
-                and stage.decisions
-                and (last or _due(step, experiment.eval_every))
-            ):
+            if evaluation.has("validation") and (last or _due(step, stage.eval_every)):
                 recorder.flush()
-                current = {**frozen, **state.params}
-                report = evaluate_split(run, index, "validation", score, current).report
-                log.write(stage.name, step, {f"validation/{k}": v for k, v in report.items()})
+                report = evaluate(step)
             if last or report or _due(step, experiment.checkpoint_every):
                 recorder.flush()
                 saved = {**position, "step": step, "recorder": recorder.state}
@@ -150,7 +168,7 @@ def _run_stage(
             step = best
             state, _ = checkpoint.restore(manager, state, step)
     params = {**frozen, **state.params}
-    return params, finish_stage(run, index, params, step, score, folder)
+    return params, finish_stage(run, index, params, step, evaluation, folder)
 
 
 def _due(step: int, every: int) -> bool:
@@ -175,16 +193,22 @@ def _place(batch: Mapping[str, np.ndarray], accumulation: int, mesh) -> dict[str
 
 def _position(run: Prepared, index: int, start: Parameters) -> dict[str, Any]:
     """What has to be the same when a stage is resumed, besides the shapes of its state."""
-    experiment, data = run.experiment, run.stages[index].data
+    experiment, ready = run.experiment, run.stages[index]
+    data = ready.stage.data
     # New parameters are a function of the seed, but not to the last bit on every kind of device.
     is_new = start is run.params and run.config is not None and not experiment.model
     return {
         "seed": experiment.seed,
-        "data": fingerprint(run.splits[index].train),
+        "data": fingerprint(ready.splits.train),
         "batches": f"batch_size {experiment.batch_size}, packing {data.packing}, "
-        f"buckets {list(data.buckets)}",
+        f"buckets {list(data.buckets)}{_prompt_place(ready)}",
         "start": 0 if is_new else int(checkpoint.checksum(dict(start))),
     }
+
+
+def _prompt_place(ready: PreparedStage) -> str:
+    prompt = ready.stage.soft_prompt
+    return f", soft prompt {'after bos' if prompt.after_bos else 'first'}" if prompt else ""
 
 
 def _check_position(saved: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:

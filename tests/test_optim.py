@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -150,19 +151,160 @@ def test_sgd_is_the_rate_times_the_summed_gradients(momentum):
     assert_trees(second, jax.tree.map(lambda g: -0.1 * (1 + momentum) * g, GRADS))
 
 
-def test_adafactor_is_that_of_optax_without_parameter_scale():
-    config = dataclasses.replace(PLAIN, name="adafactor")
-    rule = optax.adafactor(0.1, multiply_by_parameter_scale=False)
-    state, params = rule.init(PARAMS), PARAMS
-    for found in updates(config, count=3):
-        change, state = rule.update(GRADS, state, params)
+PROMPT = "soft_prompt/task"
+ADAFACTOR = Optimizer(
+    "adafactor", learning_rate=0.2, schedule="constant", warmup=0, clip_norm=0, factored=False
+)
+EPS = float(np.finfo(np.float32).eps)
+
+
+def gradients(shape, seed=0):
+    """Signs at random, sizes from 1e-6 to 1e4."""
+    random = np.random.default_rng(seed)
+    sizes = 10 ** random.uniform(-6, 4, shape)
+    sizes.flat[:2] = 1e-6, 1e4
+    return (sizes * random.choice([-1.0, 1.0], shape)).astype(np.float32)
+
+
+def moved(config, grads, start=None, steps=10):
+    """The parameters before and after each of the updates by `grads`, and the optimizer's last state."""
+    params = {path: jnp.zeros_like(leaf) for path, leaf in grads[0].items()}
+    params = params if start is None else start
+    rule = optim.build(config, steps, params)
+    state, found = rule.init(params), [params]
+    for gradient in grads:
+        change, state = rule.update(gradient, state, params)
         params = optax.apply_updates(params, change)
-        assert_trees(found, change)
-    # Its first step: the gradient over its root mean square of one step, which is its sign.
-    (first,) = updates(config)
-    np.testing.assert_allclose(
-        first["embedding/table"], -0.1 * np.sign(GRADS["embedding/table"]), rtol=1e-4
+        found.append(params)
+    return found, state
+
+
+@pytest.mark.parametrize("shape", [(100, 64), (150, 130)])
+def test_the_first_update_of_adafactor_is_the_rate_against_the_sign(shape):
+    gradient = gradients(shape)
+    gradient[3, :5] = 0
+    (_, after), _ = moved(ADAFACTOR, [{PROMPT: jnp.asarray(gradient)}])
+    # The power -1/2, its product, the clipping's quotient and the rate round once or twice each.
+    np.testing.assert_allclose(after[PROMPT], -0.2 * np.sign(gradient), rtol=8 * EPS, atol=0)
+    # Where the gradient is exactly 0 nothing moves, and the others' 0.2 is none the smaller for it.
+    assert not np.asarray(after[PROMPT])[gradient == 0].any()
+
+
+def test_a_factored_second_moment_moves_no_entry_by_its_sign_alone():
+    gradient = gradients((150, 130))
+    config = dataclasses.replace(ADAFACTOR, factored=True)
+    (_, after), _ = moved(config, [{PROMPT: jnp.asarray(gradient)}])
+    square = gradient.astype(np.float64) ** 2
+    product = square.mean(1, keepdims=True) * square.mean(0) / square.mean()
+    y = gradient / np.sqrt(product)
+    y /= max(1, np.sqrt((y**2).mean()))
+    np.testing.assert_allclose(after[PROMPT], -0.2 * y, rtol=1e-5)
+    assert np.abs(y).min() < 1e-4
+
+
+@pytest.mark.parametrize("exponent", [0.8, 0.5])
+def test_adafactor_is_its_formula(exponent):
+    config = dataclasses.replace(
+        ADAFACTOR, schedule="linear", weight_decay=0.01, decay_exponent=exponent
     )
+    random = np.random.default_rng(1)
+    start = random.normal(size=(4, 5)).astype(np.float32)
+    grads = [(g * random.normal(size=(4, 5))).astype(np.float32) for g in (1, 1e-3, 3, 0.2, 1e2, 1)]
+    found, _ = moved(
+        config, [{PROMPT: jnp.asarray(g)} for g in grads], {PROMPT: jnp.asarray(start)}, 6
+    )
+    v, p, clipped = np.zeros((4, 5)), start.astype(np.float64), 0
+    for t, g in enumerate(grads, 1):
+        d = 1 - t**-exponent
+        v = d * v + (1 - d) * g.astype(np.float64) ** 2
+        y = g / np.sqrt(v)
+        rms = np.sqrt((y**2).mean())
+        clipped += rms > 1.01
+        rate = 0.2 * (1 - (t - 1) / 6)
+        p = (1 - 0.01) * p - rate * y / max(1, rms)
+        np.testing.assert_allclose(found[t][PROMPT], p, rtol=0, atol=1e-6 * t)
+    assert 2 <= clipped < 6
+
+
+def test_adafactor_takes_away_its_weight_decay_whatever_the_rate():
+    start = {PROMPT: jnp.array([[3.0, -2.0]]), "norm/scale": jnp.array([5.0])}
+    grads = {PROMPT: jnp.array([[1e-3, -4.0]]), "norm/scale": jnp.array([-1.0])}
+    config = dataclasses.replace(ADAFACTOR, weight_decay=0.1)
+    (_, after), _ = moved(config, [grads], start)
+    np.testing.assert_allclose(after[PROMPT], [[0.9 * 3 - 0.2, -0.9 * 2 + 0.2]], rtol=4 * EPS)
+    np.testing.assert_allclose(after["norm/scale"], [5.2], rtol=4 * EPS)
+    # A rate of 0 for the group, or of nearly 0 for all: the weights still decay.
+    still = dataclasses.replace(config, groups=(ParameterGroup(PROMPT, 0.0, 0.25),))
+    np.testing.assert_allclose(
+        moved(still, [grads], start)[0][1][PROMPT], [[2.25, -1.5]], rtol=4 * EPS
+    )
+    slow = dataclasses.replace(config, learning_rate=1e-30)
+    np.testing.assert_allclose(
+        moved(slow, [grads], start)[0][1][PROMPT], [[2.7, -1.8]], rtol=4 * EPS
+    )
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_no_update_of_adafactor_is_larger_than_the_rate(factored):
+    config = dataclasses.replace(ADAFACTOR, factored=factored)
+    random = np.random.default_rng(2)
+    sizes = (1e-3, 1.0, 1e3, 1e-4, 50.0, 50.0)
+    grads = [{PROMPT: jnp.asarray(s * random.normal(size=(130, 128)), jnp.float32)} for s in sizes]
+    rule = optim.build(config, len(sizes), grads[0])
+    state, rms = rule.init(grads[0]), []
+    for gradient in grads:
+        change, state = rule.update(gradient, state, gradient)
+        rms.append(np.sqrt(np.square(np.asarray(change[PROMPT], np.float64)).mean()))
+    # An error of the mean of n squares is at most some log2(n) roundings, taken pairwise.
+    assert max(rms) <= 0.2 * (1 + 16 * EPS)
+    assert sum(value > 0.2 * (1 - 1e-3) for value in rms) >= 3
+    assert min(rms) < 0.1
+
+
+def moments(config, params):
+    """Sizes of the arrays that the optimizer keeps, of more than one entry."""
+    state = jax.eval_shape(optim.build(config, 10, params).init, params)
+    return sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.size > 1)
+
+
+def test_adafactor_factors_matrices_from_128_on_unless_told_not_to():
+    shapes = {"a/kernel": (128, 128), "b/kernel": (3, 130, 200), PROMPT: (100, 256)}
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    factored = dataclasses.replace(ADAFACTOR, factored=True)
+    rows_and_columns = [(3, 130), (3, 200), (100, 256), (128,), (128,)]
+    assert moments(factored, params) == rows_and_columns
+    assert moments(ADAFACTOR, params) == sorted(shapes.values())
+    # The group's word counts for its own parameters, either way.
+    params[PROMPT] = jax.ShapeDtypeStruct((150, 256), jnp.float32)
+    assert moments(factored, params) == [(3, 130), (3, 200), (128,), (128,), (150,), (256,)]
+    whole = dataclasses.replace(factored, groups=(ParameterGroup("^soft_prompt/", factored=False),))
+    assert moments(whole, params) == [(3, 130), (3, 200), (128,), (128,), (150, 256)]
+    only = dataclasses.replace(ADAFACTOR, groups=(ParameterGroup("^a/", factored=True),))
+    assert moments(only, params) == [(3, 130, 200), (128,), (128,), (150, 256)]
+    silent = dataclasses.replace(factored, groups=(ParameterGroup("^a/"),))
+    assert moments(silent, params) == moments(factored, params)
+
+
+def test_the_parameter_scale_multiplies_the_rate_by_the_rms_of_the_parameter():
+    start = {"a/kernel": jnp.array([[3.0, -4.0]]), "b/kernel": jnp.array([[1e-5]])}
+    grads = {"a/kernel": jnp.array([[2.0, -7.0]]), "b/kernel": jnp.array([[1.0]])}
+    config = dataclasses.replace(ADAFACTOR, parameter_scale=True, weight_decay=0.5)
+    (_, after), _ = moved(config, [grads], start)
+    change = 0.2 * math.sqrt(12.5)
+    np.testing.assert_allclose(
+        after["a/kernel"], [[1.5 - change, -2.0 + change]], rtol=0, atol=8 * EPS
+    )
+    # Of parameters near 0 it is 1e-3, so that they move at all.
+    np.testing.assert_allclose(after["b/kernel"], [[0.5e-5 - 0.2e-3]], rtol=8 * EPS)
+
+
+def test_the_command_line_reaches_a_group():
+    config = Optimizer(groups=(ParameterGroup("^soft_prompt/", 3.0),))
+    words = "--name adafactor --no-factored --parameter-scale --groups.0.factored True"
+    found = tyro.cli(Optimizer, default=config, args=words.split())
+    group = ParameterGroup("^soft_prompt/", 3.0, factored=True)
+    assert found == Optimizer("adafactor", factored=False, parameter_scale=True, groups=(group,))
+    assert tyro.cli(Optimizer, default=config, args=[]) == config
 
 
 @pytest.mark.parametrize("share", [0.25, 4.0])
@@ -193,7 +335,12 @@ def test_gradients_are_clipped_to_a_global_norm(share):
             {"groups": (ParameterGroup("a", weight_decay=-0.5),)},
             r"optimizer.groups\[0\].weight_decay is -0.5",
         ),
-        ({"name": "adafactor", "weight_decay": 0.1}, "no effect with adafactor; set it to 0 or"),
+        ({"name": "adafactor", "weight_decay": -0.1}, "optimizer.weight_decay is -0.1"),
+        ({"decay_exponent": 0.0}, "optimizer.decay_exponent is 0.0; it has to be above 0"),
+        (
+            {"parameter_scale": True},
+            "optimizer.parameter_scale is True, which has no effect with adamw",
+        ),
         ({"name": "sgd", "weight_decay": 0.1}, "weight_decay is 0.1, which has no effect with sgd"),
         (
             {"name": "sgd", "groups": (ParameterGroup("a", weight_decay=0.1),)},

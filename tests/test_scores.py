@@ -108,6 +108,28 @@ def test_of_writes_the_shortest_decimal():
     assert ScoreGrid.of(jnp.array([0.1, 0.7])) == single
 
 
+def test_labels_count_from_zero():
+    grid = ScoreGrid.labels("True", "False", "Neither", text=" {}")
+    assert grid.values == (0.0, 1.0, 2.0)
+    assert grid.texts == (" True", " False", " Neither")
+    assert ScoreGrid.labels("b", "a") == ScoreGrid.of([0, 1], ["b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "0 values"),
+        (("a", "a"), "the same text 'a'"),
+        (("a", " "), "not only white space"),
+        ((["a", "b"],), r"label \['a', 'b'\] is not text"),
+        ((1, 2), "label 1 is not text"),
+    ],
+)
+def test_labels_that_cannot_be(names, message):
+    with pytest.raises(InputError, match=message):
+        ScoreGrid.labels(*names)
+
+
 def test_zero_has_no_sign():
     assert str(ScoreGrid((-0.0,), ("zero",)).values[0]) == "0.0"
 

@@ -318,12 +318,12 @@ def test_a_linen_module_trains_and_is_read_back(tmp_path):
     from regjax.prepare import prepare
 
     prepared = prepare(run, tmp_path, (apply, params))
-    examples = prepared.splits[0].test
+    examples = prepared.stages[0].splits.test
     scores, _ = predicted(tmp_path / "only" / "predictions_test.jsonl")
     for example, score in zip(examples.examples[:5], scores[:5], strict=True):
         logits = apply(last, example.tokens[None, : example.score_start])[0, -1]
-        chosen = jax.nn.softmax(logits)[prepared.codec.tokens[:, 0]]
-        assert score == pytest.approx(float(chosen @ prepared.codec.values), rel=1e-4)
+        chosen = jax.nn.softmax(logits)[prepared.stages[0].codec.tokens[:, 0]]
+        assert score == pytest.approx(float(chosen @ prepared.stages[0].codec.values), rel=1e-4)
     assert found["stages"]["only"]["test"]["count"] == 40
 
 

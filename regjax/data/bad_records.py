@@ -48,6 +48,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def is_numeral(written: str) -> bool:
+    """Whether a text, white space around it apart, is read as a decimal number."""
+    return _NUMBER.fullmatch(written.strip()) is not None
+
+
 def number(field: str, value: Any) -> float:
     """A finite float of a JSON number or a decimal string; booleans are no numbers.
 
@@ -57,7 +62,7 @@ def number(field: str, value: Any) -> float:
     if value is None:
         raise Unusable(field, None, f"field {field!r} is missing: expected a number")
     if isinstance(value, str):
-        if not _NUMBER.fullmatch(value.strip()):
+        if not is_numeral(value):
             raise Unusable(field, value, "is not a number")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise Unusable(field, value, "is not a number")

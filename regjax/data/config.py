@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from regjax.data.bad_records import is_numeral
 from regjax.errors import InputError
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
@@ -28,7 +29,8 @@ class Data:
 
     Raises:
         InputError: a length that is not positive, buckets that do not ascend or exceed
-            `max_length`, buckets together with packing.
+            `max_length`, buckets together with packing, score names that are empty, equal or
+            numbers.
 
     >>> Data(train="train.jsonl", max_length=256, buckets=(64, 128)).lengths
     (64, 128, 256)
@@ -43,7 +45,9 @@ class Data:
     columns: tuple[str, ...] = ()
     """Names, by position, for CSV/TSV files without a header line; extra columns are ignored."""
     score_field: str = "score"
-    """Field that holds the numeric target."""
+    """Field that holds the target: a number, one of score_names, or without these a text of the grid."""
+    score_names: tuple[str, ...] = ()
+    """Texts that the score field may hold in place of the grid's values, one each."""
     id_field: str = ""
     """Field that identifies a record in predictions; empty: its place, such as train.jsonl:12."""
     weight_field: str = ""
@@ -72,8 +76,25 @@ class Data:
             )
         if not self.score_field:
             raise InputError("score_field is empty: name the field that holds the score")
+        self._check_names()
         if self.on_bad_record not in ("stop", "skip"):
             raise InputError(f"on_bad_record is {self.on_bad_record!r}: expected 'stop' or 'skip'")
+
+    def _check_names(self) -> None:
+        names = self.score_names
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"score_names is {names!r}: expected a tuple of texts")
+        bare = [name.strip() for name in names]
+        if not all(bare) or len(set(bare)) != len(bare):
+            raise InputError(
+                f"score_names is {names!r}: expected texts that are not empty and differ"
+            )
+        for name in bare:
+            if is_numeral(name):
+                raise InputError(
+                    f"score_names holds {name!r}, but a number in the score field is always the score "
+                    "itself: give the grid these numbers as values"
+                )
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Prompt templates: text with fields, which may be cut, and where the score goes."""
+"""Prompt templates: text with fields, which may be cut, and where the answer goes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Field(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """The text before the score, and spans of it in characters."""
+    """The text before the score, or all of it if there is none, and spans of it in characters."""
 
     text: str
     response_start: int
@@ -36,7 +36,7 @@ class Rendered(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """A template rendered once for a tokenizer: literal text and fields up to the score."""
+    """A template rendered once for a tokenizer: literal text and fields, the score apart."""
 
     prompt: tuple[str | Field, ...]
     response: tuple[str | Field, ...]
@@ -82,22 +82,26 @@ class Template:
 
     `{field}` is replaced by the record's field, `{field|cut}` may be shortened at its end when the
     text is too long, `{{` and `}}` are braces. `{score}` ends the response: its tokens are those of
-    the grid's nearest value, then the sequence ends. With `chat`, `system` and `prompt` are the
-    messages of the tokenizer's own chat template.
+    the grid's nearest value, then the sequence ends. A response without `{score}` is free text, which
+    is never cut. With `chat`, `system` and `prompt` are the messages of the tokenizer's own chat
+    template.
 
     Raises:
-        InputError: unbalanced braces, an unknown option after `|`, no `{score}` or more than one,
-            text after it, a field or nothing immediately before it, `system` without `chat`.
+        InputError: unbalanced braces, an unknown option after `|`, an empty prompt or response,
+            more than one `{score}`, text after it, a field or nothing immediately before it,
+            `|cut` in a free-text response, `system` without `chat`.
 
     >>> template = Template("Review: {text|cut}\\nStars (1-5):", response=" {score}")
-    >>> template.fields
-    ('text',)
+    >>> template.fields, template.has_score
+    (('text',), True)
+    >>> Template("Q: {question}\\nA:", response=" {answer}").has_score
+    False
     """
 
     prompt: str
     """Text before the response, with fields in braces; {text|cut} may be shortened."""
     response: str = "{score}"
-    """Text the model learns to write; ends with {score}."""
+    """Text the model learns to write: it ends with {score}, or is free text."""
     system: str = ""
     """System message of a chat template."""
     chat: bool = False
@@ -109,12 +113,22 @@ class Template:
             if not isinstance(text, str):
                 raise InputError(f"template {name} is {type(text).__name__}: expected text")
             scores = sum(piece == Field("score") for piece in _parse(name, text))
-            if scores != (name == "response"):
+            if scores > (name == "response"):
                 raise InputError(
-                    f"template {name} {text!r} holds {{score}} {scores} times: expected it exactly "
-                    "once in the response and nowhere else"
+                    f"template {name} {text!r} holds {{score}} {scores} times: expected it at most "
+                    "once, at the end of the response, and nowhere else"
                 )
-        if _parse("response", self.response)[-1] != Field("score"):
+        response = _parse("response", self.response)
+        if not self.response.strip():
+            raise InputError(
+                "template response is empty: expected {score}, or the field that holds the answer"
+            )
+        if not self.has_score and any(isinstance(p, Field) and p.cut for p in response):
+            raise InputError(
+                f"template response {self.response!r} holds |cut: free text is what the model learns "
+                "and is never cut; mark fields of the prompt"
+            )
+        if self.has_score and response[-1] != Field("score"):
             raise InputError(
                 f"template response {self.response!r} goes on after {{score}}: expected it to end "
                 "with the score, because the end of the sequence tells where a number stops"
@@ -127,7 +141,7 @@ class Template:
             self._check_prefix(self.skeleton())
 
     def _check_prefix(self, skeleton: Skeleton) -> None:
-        if not skeleton.score_prefix:
+        if self.has_score and not skeleton.score_prefix:
             raise InputError(
                 f"template prompt {self.prompt!r} and response {self.response!r} put a field "
                 "immediately before {score}: expected literal text between them, because it "
@@ -135,14 +149,60 @@ class Template:
             )
 
     @property
+    def has_score(self) -> bool:
+        """Whether the response ends with a number of the grid; otherwise it is free text."""
+        return Field("score") in _parse("response", self.response)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields a record must have, the score apart, in order of appearance."""
-        pieces = [p for n in ("system", "prompt", "response") for p in _parse(n, getattr(self, n))]
+        return self._names("system", "prompt", "response")
+
+    @property
+    def prompt_fields(self) -> tuple[str, ...]:
+        """Those of them that the prompt needs."""
+        return self._names("system", "prompt")
+
+    @property
+    def response_fields(self) -> tuple[str, ...]:
+        """Those of them that the response needs."""
+        return self._names("response")
+
+    def _names(self, *parts: str) -> tuple[str, ...]:
+        pieces = [piece for part in parts for piece in _parse(part, getattr(self, part))]
         names = (piece.name for piece in pieces if isinstance(piece, Field))
         return tuple(dict.fromkeys(name for name in names if name != "score"))
 
+    def render_response(self, record: Mapping[str, str], score: str = "") -> str:
+        """The response of one record, with `score` for `{score}`.
+
+        >>> Template("{text}:", response=" so {why}: {score}").render_response({"why": "good"}, "4")
+        ' so good: 4'
+        """
+        pieces = _parse("response", self.response)
+        known = {**record, "score": score}
+        return "".join(known[p.name] if isinstance(p, Field) else p for p in pieces)
+
+    def with_shots(self, shots: Sequence[tuple[str, str]], separator: str = "\n\n") -> Template:
+        """The template with worked examples before its prompt, each (prompt, response) as it reads.
+
+        Raises:
+            InputError: with `chat`, where a prompt is one message.
+
+        >>> Template("{a}=", "{b}").with_shots([("{1}=", "one")], separator="; ").prompt
+        '{{1}}=one; {a}='
+        """
+        if self.chat:
+            raise InputError(
+                "worked examples are plain text before the prompt: with chat=True they would all be "
+                "in one message; use chat=False, or no worked examples"
+            )
+        worked = "".join(prompt + response + separator for prompt, response in shots)
+        escaped = worked.replace("{", "{{").replace("}", "}}")
+        return dataclasses.replace(self, prompt=escaped + self.prompt)
+
     def skeleton(self, tokenizer: Any = None) -> Skeleton:
-        """The template's pieces up to the score; with `chat`, in the tokenizer's chat template.
+        """The template's pieces less the score; with `chat`, in the tokenizer's chat template.
 
         The chat template is rendered once, with a mark in place of every field, so a field's text
         never passes through it. White space at a field's edges therefore stays as it is.
@@ -151,7 +211,7 @@ class Template:
             InputError: the tokenizer has no chat template, or its template refuses, drops, repeats
                 or rewrites a message.
         """
-        response = _parse("response", self.response)[:-1]
+        response = [p for p in _parse("response", self.response) if p != Field("score")]
         if not self.chat:
             return Skeleton(tuple(_parse("prompt", self.prompt)), tuple(response), True)
         if not getattr(tokenizer, "chat_template", None):
@@ -190,16 +250,24 @@ class Template:
     def score_prefix(self, tokenizer: Any = None) -> str:
         """The literal text immediately before the score, which decides how numbers are tokenized.
 
+        Raises:
+            InputError: the response is free text.
+
         >>> Template("{text}\\nStars:", response=" {score}").score_prefix()
         '\\nStars: '
         """
+        if not self.has_score:
+            raise InputError(
+                f"template response {self.response!r} is free text, which no grid describes: let it "
+                "end with {score}, or leave the grid out"
+            )
         return self.skeleton(tokenizer).score_prefix
 
     def codec(self, grid: ScoreGrid, tokenizer: Any) -> TokenGrid:
         """The tokens of every value of `grid` where this template puts the score.
 
         Raises:
-            InputError: see `ScoreGrid.tokenize`.
+            InputError: the response is free text, or see `ScoreGrid.tokenize`.
         """
         return grid.tokenize(tokenizer, prefix=self.score_prefix(tokenizer))
 

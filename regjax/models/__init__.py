@@ -4,17 +4,26 @@ from regjax.models.apply import Apply, Cache, from_function, split
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
 from regjax.models.hf import load, resolve, save
+from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
+from regjax.models.prompt_files import PromptOrigin, load_prompt, save_prompt
 
 __all__ = [
     "Apply",
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "PromptOrigin",
     "RopeScaling",
+    "SoftPrompt",
     "create",
+    "create_prompt",
     "from_function",
     "load",
+    "load_prompt",
     "resolve",
     "save",
+    "save_prompt",
     "split",
+    "with_prompts",
+    "without_prompts",
 ]

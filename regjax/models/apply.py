@@ -132,12 +132,14 @@ class _Method:
     structure: nnx.GraphDef[Any] = dataclasses.field(repr=False)
     name: str
 
-    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Array:
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         return getattr(nnx.merge(self.structure, params), self.name)(*args, **kwargs)
 
 
 def split(model: nnx.Module) -> tuple[Apply, Params]:
-    """`(apply, params)` of an NNX module with the methods `hidden` and `head` (and maybe `embed`).
+    """`(apply, params)` of an NNX module with the methods `hidden` and `head`.
+
+    `embed`, `prefill` and `step` are taken over where the module has them.
 
     `params` is a plain nested dict of arrays, such as `params["embedding"]["table"]`; two models
     of one configuration give equal `apply`.
@@ -160,8 +162,12 @@ def split(model: nnx.Module) -> tuple[Apply, Params]:
             f"{type(model).__name__} has state that is not nnx.Param: {paths}; a model here is a "
             "pure function of its parameters"
         )
-    embed = _Method(structure, "embed") if callable(getattr(model, "embed", None)) else None
-    apply = Apply(_Method(structure, "hidden"), _Method(structure, "head"), embed)
+    methods: dict[str, Any] = {
+        name: _Method(structure, name)
+        for name in ("hidden", "head", "embed", "prefill", "step")
+        if callable(getattr(model, name, None))
+    }
+    apply = Apply(**methods)
     return apply, nnx.to_pure_dict(state)
 
 

@@ -31,13 +31,47 @@ def causal_mask(segment_ids: Array, window: int | None = None) -> Array:
            [1, 1, 0],
            [0, 0, 1]], dtype=int32)
     """
-    index = jnp.arange(segment_ids.shape[-1])
-    distance = index[:, None] - index[None, :]
-    visible = distance >= 0
+    index = jnp.arange(segment_ids.shape[-1])[None]
+    return visible(index, segment_ids, index, segment_ids, window)
+
+
+def cached_mask(
+    positions: Array,
+    cached_positions: Array,
+    cached_segment_ids: Array,
+    window: int | None = None,
+) -> Array:
+    """Which of the S cached keys, and then the new ones, each new token sees: `[B, 1, L, S + L]` bool.
+
+    New tokens have `positions [B, L]` and segment 1. In a row there may be padding between the cached
+    tokens and the new ones, so that order and distance are those of positions, not of columns.
+
+    >>> cached_mask(jnp.array([[2]]), jnp.array([[0, 1, 0]]), jnp.array([[1, 1, 0]]))[0, 0].astype(int)
+    Array([[1, 1, 0, 1]], dtype=int32)
+    """
+    segment_ids = jnp.ones_like(positions)
+    key_positions = jnp.concatenate([cached_positions, positions], axis=1)
+    key_segment_ids = jnp.concatenate([cached_segment_ids, segment_ids], axis=1)
+    return visible(positions, segment_ids, key_positions, key_segment_ids, window)
+
+
+def visible(
+    query_places: Array,
+    query_segment_ids: Array,
+    key_places: Array,
+    key_segment_ids: Array,
+    window: int | None,
+) -> Array:
+    """`[B, 1, L, S]`: same segment, and `0 <= query place - key place < window`.
+
+    Places, of queries `[B, L]` and keys `[B, S]`, are columns or positions.
+    """
+    distance = query_places[:, :, None] - key_places[:, None, :]
+    near = distance >= 0
     if window is not None:
-        visible &= distance < window
-    same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return (same_segment & visible)[:, None]
+        near &= distance < window
+    same_segment = query_segment_ids[:, :, None] == key_segment_ids[:, None, :]
+    return (same_segment & near)[:, None]
 
 
 def attend(

@@ -6,13 +6,16 @@ Parameters are float32 unless loaded otherwise; matrix products and the residual
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from regjax.models.attention import attend, causal_mask, segment_positions
+from regjax.models.apply import Cache
+from regjax.models.attention import attend, cached_mask, causal_mask, segment_positions
+from regjax.models.cache import append, empty_cache, has_room, next_positions, require_unpacked
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.rope import rope_angles, rope_frequencies, rotate
 
@@ -22,8 +25,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
-# Mask and rotation of one kind of layer: `[B, 1, L, L]`, and two of `[B, L, 1, head_dim / 2]`.
+# Mask and rotation of one kind of layer: `[B, 1, L, L]`, and two of `[B, L, 1, head_dim / 2]`. With a
+# cache of S columns the mask is `[B, 1, L, S + L]`.
 Sight = tuple[Array, tuple[Array, Array]]
+
+# Rotated keys and values, each `[B, L, K, C]`; of all layers, `[N, B, L, K, C]`.
+KeysValues = tuple[Array, Array]
 
 
 def _initializer(config: DecoderConfig) -> nnx.Initializer:
@@ -97,7 +104,10 @@ class Head(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions, to the keys of `past` and to the inputs' own.
+
+    Returns the inputs' keys and values too.
+    """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -112,7 +122,9 @@ class Attention(nnx.Module):
             self.query_norm = Norm(config, size)
             self.key_norm = Norm(config, size)
 
-    def __call__(self, inputs: Array, sight: Sight) -> Array:
+    def __call__(
+        self, inputs: Array, sight: Sight, past: KeysValues | None = None
+    ) -> tuple[Array, KeysValues]:
         config, (mask, angles) = self.config, sight
         heads_of_size = (*inputs.shape[:-1], -1, config.head_dim)
         query = self.query(inputs).reshape(heads_of_size)
@@ -120,15 +132,20 @@ class Attention(nnx.Module):
         value = self.value(inputs).reshape(heads_of_size)
         if config.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, *angles), rotate(key, *angles)
+        keys, values = key, value
+        if past is not None:
+            keys = jnp.concatenate([past[0], key], axis=1)
+            values = jnp.concatenate([past[1], value], axis=1)
         mixed = attend(
-            rotate(query, *angles),
-            rotate(key, *angles),
-            value,
+            query,
+            keys,
+            values,
             mask,
             scale=config.score_scale,
             soft_cap=config.attention_soft_cap,
         )
-        return self.output(mixed.reshape(*inputs.shape[:-1], -1))
+        return self.output(mixed.reshape(*inputs.shape[:-1], -1)), (key, value)
 
 
 class MLP(nnx.Module):
@@ -157,11 +174,13 @@ class Layer(nnx.Module):
             self.attention_post_norm = Norm(config, config.width)
             self.mlp_post_norm = Norm(config, config.width)
 
-    def __call__(self, inputs: Array, sight: Sight) -> Array:
-        attended = self.attention(self.attention_norm(inputs), sight)
+    def __call__(
+        self, inputs: Array, sight: Sight, past: KeysValues | None = None
+    ) -> tuple[Array, KeysValues]:
+        attended, new = self.attention(self.attention_norm(inputs), sight, past)
         inputs = inputs + (self.attention_post_norm(attended) if self.post_norms else attended)
         changed = self.mlp(self.mlp_norm(inputs))
-        return inputs + (self.mlp_post_norm(changed) if self.post_norms else changed)
+        return inputs + (self.mlp_post_norm(changed) if self.post_norms else changed), new
 
 
 class Decoder(nnx.Module):
@@ -203,17 +222,61 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: both or neither of tokens and embeddings were given.
         """
-        if (tokens is None) == (embeddings is None):
-            raise ValueError("give either tokens [B, L] or embeddings [B, L, D], not both")
-        states = self.embed(jnp.asarray(tokens)) if embeddings is None else jnp.asarray(embeddings)
-        states = states.astype(self.config.dtype)
-        if segment_ids is None:
-            segment_ids = jnp.ones(states.shape[:2], jnp.int32)
-        if positions is None:
-            positions = segment_positions(jnp.asarray(segment_ids))
-        return self.final_norm(
-            self._through_layers(states, jnp.asarray(positions), jnp.asarray(segment_ids))
+        states, positions, segment_ids = self._rows(tokens, embeddings, positions, segment_ids)
+        sights = self._sights(positions, functools.partial(causal_mask, segment_ids))
+        return self.final_norm(self._through_layers(states, sights)[0])
+
+    def prefill(
+        self,
+        tokens: Array | None = None,
+        *,
+        room: int,
+        embeddings: Array | None = None,
+        positions: Array | None = None,
+        segment_ids: Array | None = None,
+    ) -> tuple[Array, Cache]:
+        """As `hidden`, and a cache of `L + room` columns, the first L of which hold the rows.
+
+        Args:
+            tokens: as `hidden` takes them, and so are `embeddings` and `positions`.
+            room: how many tokens more the cache is for.
+            segment_ids: int32 `[B, L]`: 0 padding, on either side, 1 the one example of the row.
+
+        Raises:
+            InputError: packed rows, where their values are known: not inside `jax.jit`.
+            ValueError: as `hidden`.
+        """
+        if segment_ids is not None:
+            require_unpacked(segment_ids)
+        states, positions, segment_ids = self._rows(tokens, embeddings, positions, segment_ids)
+        cache = empty_cache(self.config, states.shape[0], states.shape[1] + room)
+        sights = self._sights(positions, functools.partial(causal_mask, segment_ids))
+        states, new = self._through_layers(states, sights, keep=True)
+        return self.final_norm(states), append(cache, new, positions, segment_ids)
+
+    def step(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Final normed states `[B, D]` of one token more in every row, and the cache with it.
+
+        The token stands after the row's last one: its position is one more than the largest there,
+        0 in a row of padding, its segment is 1. It is in the cache's next column, so that padding
+        on the right of a row stays between its tokens and changes nothing.
+
+        Args:
+            tokens: int32 `[B]`.
+            cache: of `prefill`, or of the step before.
+
+        Raises:
+            ValueError: the cache is full. Inside `jax.jit`, where that is not known, states are NaN.
+        """
+        fits = has_room(cache)
+        positions = next_positions(cache)[:, None]
+        mask = functools.partial(cached_mask, positions, cache.positions, cache.segment_ids)
+        states = self.embed(jnp.asarray(tokens)[:, None]).astype(self.config.dtype)
+        states, new = self._through_layers(
+            states, self._sights(positions, mask), (cache.keys, cache.values), keep=True
         )
+        states = jnp.where(fits, self.final_norm(states)[:, 0], jnp.nan)
+        return states, append(cache, new, positions, jnp.ones_like(positions))
 
     def __call__(
         self,
@@ -228,30 +291,59 @@ class Decoder(nnx.Module):
             self.hidden(tokens, embeddings=embeddings, positions=positions, segment_ids=segment_ids)
         )
 
-    def _sights(self, positions: Array, segment_ids: Array) -> dict[str, Sight]:
+    def _rows(
+        self,
+        tokens: Array | None,
+        embeddings: Array | None,
+        positions: Array | None,
+        segment_ids: Array | None,
+    ) -> tuple[Array, Array, Array]:
+        """What the first layer takes `[B, L, D]`, positions and segment ids `[B, L]`."""
+        if (tokens is None) == (embeddings is None):
+            raise ValueError("give either tokens [B, L] or embeddings [B, L, D], not both")
+        states = self.embed(jnp.asarray(tokens)) if embeddings is None else jnp.asarray(embeddings)
+        states = states.astype(self.config.dtype)
+        if segment_ids is None:
+            segment_ids = jnp.ones(states.shape[:2], jnp.int32)
+        if positions is None:
+            positions = segment_positions(jnp.asarray(segment_ids))
+        return states, jnp.asarray(positions), jnp.asarray(segment_ids)
+
+    def _sights(self, positions: Array, mask: Callable[[int | None], Array]) -> dict[str, Sight]:
+        """The sight of each kind of layer; `mask` is a function of the window."""
         config = self.config
         rotation = rope_angles(
             positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         )
         sights = {}
         if "global" in config.layer_kinds:
-            sights["global"] = (causal_mask(segment_ids), rotation)
+            sights["global"] = (mask(None), rotation)
         if "local" in config.layer_kinds:
             if config.local_rope_theta is not None:
                 rotation = rope_angles(
                     positions,
                     rope_frequencies(config.head_dim, config.local_rope_theta, RopeScaling()),
                 )
-            sights["local"] = (causal_mask(segment_ids, config.sliding_window), rotation)
+            sights["local"] = (mask(config.sliding_window), rotation)
         return sights
 
-    def _through_layers(self, states: Array, positions: Array, segment_ids: Array) -> Array:
+    def _through_layers(
+        self,
+        states: Array,
+        sights: dict[str, Sight],
+        past: KeysValues | None = None,
+        *,
+        keep: bool = False,
+    ) -> tuple[Array, Any]:
+        """States after the last layer and, with `keep`, the new keys and values of all layers."""
         config = self.config
-        sights = self._sights(positions, segment_ids)
         structure, stacked = nnx.split(self.layers)
 
-        def layer(states: Array, parameters: nnx.State, sight: Sight) -> Array:
-            return nnx.merge(structure, parameters)(states, sight)
+        def layer(
+            states: Array, parameters: nnx.State, sight: Sight, past: KeysValues | None
+        ) -> tuple[Array, KeysValues | None]:
+            states, new = nnx.merge(structure, parameters)(states, sight, past)
+            return states, new if keep else None
 
         # A scan already keeps the compiler from merging the two computations of a layer.
         checkpoint = functools.partial(jax.checkpoint, prevent_cse=not config.scan_layers)
@@ -263,28 +355,32 @@ class Decoder(nnx.Module):
             )
 
         if not config.scan_layers:
+            kept = []
             for index, kind in enumerate(config.layer_kinds):
-                parameters = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
-                states = layer(states, parameters, sights[kind])
-            return states
+                of_layer = jax.tree.map(lambda leaf, index=index: leaf[index], (stacked, past))
+                states, new = layer(states, of_layer[0], sights[kind], of_layer[1])
+                kept.append(new)
+            return states, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
         if len(sights) == 1:
             (sight,) = sights.values()
             return jax.lax.scan(
-                lambda states, parameters: (layer(states, parameters, sight), None), states, stacked
-            )[0]
+                lambda states, of_layer: layer(states, of_layer[0], sight, of_layer[1]),
+                states,
+                (stacked, past),
+            )
 
-        def alternating(states: Array, scanned: tuple[nnx.State, Array]) -> tuple[Array, None]:
-            parameters, is_local = scanned
+        def alternating(states: Array, of_layer: tuple[Any, Any, Array]) -> tuple[Array, Any]:
+            parameters, past, is_local = of_layer
             sight = jax.tree.map(
                 lambda local, every: jnp.where(is_local, local, every),
                 sights["local"],
                 sights["global"],
             )
-            return layer(states, parameters, sight), None
+            return layer(states, parameters, sight, past)
 
         is_local = jnp.array([kind == "local" for kind in config.layer_kinds])
-        return jax.lax.scan(alternating, states, (stacked, is_local))[0]
+        return jax.lax.scan(alternating, states, (stacked, past, is_local))
 
 
 def create(config: DecoderConfig, seed: int | Array) -> Decoder:

@@ -38,7 +38,9 @@ def test_the_prefix_reaches_back_into_the_prompt():
 @pytest.mark.parametrize(
     ("prompt", "response", "message"),
     [
-        ("{a}:", "5", "0 times"),
+        ("{a}:", "", "response is empty"),
+        ("{a}:", " \n", "response is empty"),
+        ("{a}:", " {b|cut}", "never cut"),
         ("{a}:", "{score} {score}", "2 times"),
         ("{score}:", "{score}", "nowhere else"),
         ("{a}:", "{score}.", "goes on after"),
@@ -59,6 +61,54 @@ def test_a_template_that_cannot_work(prompt, response, message):
     with pytest.raises(InputError) as error:
         Template(prompt, response)
     assert message in str(error.value)
+
+
+def test_free_text_has_fields_but_no_score():
+    template = Template("{a|cut} {b}:", response=" {c} and {b}")
+    assert not template.has_score and Template("{a}:").has_score
+    assert template.fields == ("a", "b", "c")
+    assert (template.prompt_fields, template.response_fields) == (("a", "b"), ("c", "b"))
+    record = {"a": "{1}", "b": "2", "c": "{score}"}
+    assert template.render_response(record) == " {score} and 2"
+    rendered = template.skeleton().render(record)
+    assert rendered.text == "{1} 2: {score} and 2"
+    assert rendered.text[: rendered.response_start] == "{1} 2:"
+    assert Template("{a}:", "yes").response_fields == ()
+    assert Template("{a}:", "{{{b}}} {score}").render_response({"b": "x"}, "{4}") == "{x} {4}"
+
+
+@pytest.mark.parametrize("response", [" {c}", "yes"])
+def test_free_text_has_no_codec(response):
+    template = Template("{a}:", response)
+    for refused in (
+        lambda: template.score_prefix(),
+        lambda: template.codec(ScoreGrid.integers(0, 9), byte_level_bpe()),
+    ):
+        with pytest.raises(InputError, match="is free text"):
+            refused()
+
+
+ANY = st.text("{}a |é\n", max_size=6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(shots=st.lists(st.tuples(ANY, ANY), max_size=3), separator=ANY, free=st.booleans())
+def test_shots_stand_before_the_prompt_as_they_are(shots, separator, free):
+    template = Template("{a|cut}{{: ", "{b}" if free else "so {score}")
+    record = {"a": "{x}", "b": "{a}"}
+    before = "".join(prompt + response + separator for prompt, response in shots)
+    given_shots = template.with_shots(shots, separator)
+    assert text_of(given_shots, record) == before + text_of(template, record)
+    assert given_shots.fields == template.fields and given_shots.response == template.response
+    [(field, start, end), *_] = given_shots.skeleton().render(record).fields
+    assert field.cut and (start, end) == (len(before), len(before) + 3)
+
+
+def test_shots_are_two_lines_apart_and_nothing_for_a_chat():
+    shots = [("1+1=", "2"), ("2+2=", "4")]
+    assert Template("{a}=", "{b}").with_shots(shots).prompt == "1+1=2\n\n2+2=4\n\n{a}="
+    with pytest.raises(InputError, match="chat=False"):
+        CHAT.with_shots(shots)
 
 
 def test_system_needs_chat():

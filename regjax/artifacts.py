@@ -1,0 +1,71 @@
+"""What a finished stage keeps in files: its model, its soft prompts, and how to ask it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from regjax import checkpoint, models, paths, prompting
+from regjax.data import task_template
+from regjax.files import new_folder
+from regjax.models.prompt import SOFT_PROMPT
+from regjax.models.prompt_files import save_prompt
+from regjax.prepare import Prepared, PreparedStage
+from regjax.reader import save_reader
+
+Parameters = Mapping[str, jax.Array]
+
+
+def keep_parameters(run: Prepared, ready: PreparedStage, params: Parameters, folder: Path) -> None:
+    """Writes a stage's parameters into its folder: `model`, and `soft_prompt/NAME` for each prompt.
+
+    A stage that trained prompts only writes no model: its `soft_prompt/regjax.json` names the folder
+    where the model is. A model that the caller brought goes into `params.safetensors`.
+    """
+    if run.config is None:
+        checkpoint.save_params(folder, params)
+        return
+    model = {path: leaf for path, leaf in params.items() if not prompting.is_prompt(path)}
+    if ready.prompts:
+        with new_folder(folder / SOFT_PROMPT) as prompts:
+            for name, source in ready.prompts.items():
+                prompt = params[prompting.path_of(name)]
+                origin = prompting.origin(
+                    prompt.shape[1],
+                    run.config,
+                    run.tokenizer,
+                    model,
+                    name=run.experiment.model or run.experiment.name,
+                    after_bos=source.config.after_bos,
+                )
+                save_prompt(prompts / name, prompt, origin)
+            if ready.base_model:
+                _save_reader(run, ready, prompts, ready.tasks[0].name)
+    if not ready.base_model:
+        with new_folder(folder / "model") as kept:
+            models.save(kept, run.config, paths.unflatten(model))
+            run.tokenizer.save_pretrained(str(kept))
+            beside = f"../{SOFT_PROMPT}/{ready.tasks[0].name}" if ready.prompts else ""
+            _save_reader(run, ready, kept, beside)
+
+
+def _save_reader(run: Prepared, ready: PreparedStage, folder: Path, soft_prompt: str) -> None:
+    task, stage = ready.tasks[0], ready.stage
+    base = ready.base_model
+    earlier = any(base == other.stage.name for other in run.stages)
+    if earlier:
+        base = f"../../{base}/model"
+    elif base and os.path.isdir(base):
+        base = str(Path(base).resolve())
+    save_reader(
+        folder,
+        task_template(task),
+        task.grid,
+        (*stage.decisions, "mean")[0],
+        stage.data.max_length,
+        base_model=base,
+        soft_prompt=soft_prompt,
+    )

@@ -1,0 +1,252 @@
+"""What a stage measures beside its scores: answers to a task's questions, and how gradients align."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from regjax import alignment, generate, text_metrics
+from regjax.data import (
+    Data,
+    Examples,
+    Record,
+    Task,
+    expected_answers,
+    load_task,
+    ordered_batches,
+    task_codec,
+    task_template,
+    with_shuffled_answers,
+)
+from regjax.errors import InputError
+from regjax.evaluation import Score, make_score
+from regjax.models import Apply
+from regjax.models.prompt import without_prompts
+from regjax.stages import ResolvedStage
+
+Split = Literal["validation", "test"]
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+
+class Setting(NamedTuple):
+    """What a stage's probes work with."""
+
+    stage: ResolvedStage
+    model: Callable[[Sequence[str]], Apply]
+    """The model with the soft prompts of these names before its rows, or none."""
+    tokenizer: Any
+    main: Task
+    """The experiment's own task."""
+    batch_size: int
+
+
+class Measured(NamedTuple):
+    """What a probe found."""
+
+    figures: dict[str, float]
+    lines: Sequence[dict[str, Any]] = ()
+    """A line a record, for a file."""
+
+
+Measure = Callable[[Any, Split], Measured | None]
+"""`(params, split)`: None where there is nothing to measure on that split."""
+
+
+class Probe(Protocol):
+    """A frozen dataclass of what to measure; `build` reads its data and compiles nothing yet."""
+
+    @property
+    def name(self) -> str:
+        """What its figures are called: `NAME/FIGURE`."""
+        ...
+
+    @property
+    def figures(self) -> tuple[str, ...]: ...
+
+    def build(self, setting: Setting) -> Measure: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The questions of a task answered by greedy decoding, and by ranking where it has a grid.
+
+    Figures: `exact_match`, the share of answers that are the expected text; `format_ratio`, the share of
+    answers that are one of `labels` (Wang et al., 2024, section 3); `accuracy`, the share of records
+    whose most likely grid value is the one nearest to their score.
+    """
+
+    task: Task | None = None
+    """What is asked; None: the experiment's own task."""
+
+    shots: int | None = None
+    """Worked examples before every question; None: as the task says."""
+
+    soft_prompt: str = ""
+    """Name of the soft prompt before every question (`main` is that of the experiment's own task);
+    empty: none."""
+
+    labels: tuple[str, ...] = ()
+    """The label set of `format_ratio`."""
+
+    max_new_tokens: int = 16
+    """Length at which an answer is cut."""
+
+    stop: tuple[str, ...] = ("\n",)
+    """Texts at whose first occurrence an answer ends."""
+
+    limit: int = 0
+    """Records asked, the first of each split; 0: all."""
+
+    title: str = ""
+    """Name of its figures; empty: the task's."""
+
+    @property
+    def name(self) -> str:
+        return self.title or (self.task.name if self.task else "main")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return ("exact_match", "accuracy", *(("format_ratio",) if self.labels else ()))
+
+    def build(self, setting: Setting) -> Measure:
+        task = self.task or setting.main
+        if self.shots is not None:
+            task = dataclasses.replace(task, shots=self.shots)
+        model = setting.model([self.soft_prompt] if self.soft_prompt else [])
+        tokenizer, size = setting.tokenizer, setting.batch_size
+        data = dataclasses.replace(task.data, packing=False)
+        greedy = generate.make_greedy(model, self.max_new_tokens, tokenizer.eos_token_id)
+        codec = task_codec(task, tokenizer)
+        score = make_score(model, codec) if codec is not None else None
+        asked = {s: self._read(task, tokenizer, s, prompts_only=True) for s in HELD_OUT}
+        scored = {
+            s: self._read(task, tokenizer, s) if codec is not None else None for s in HELD_OUT
+        }
+        if not any(asked.values()):
+            raise InputError(f"probe {self.name!r}: its task has no validation and no test records")
+
+        def measure(params, split: Split) -> Measured | None:
+            questions, rows = asked[split], scored[split]
+            if questions is None:
+                return None
+            if not self.soft_prompt:
+                params = without_prompts(params)
+            expected = expected_answers(questions, task)
+            found = generate.answers(
+                model, params, tokenizer, questions, batch_size=size,
+                max_new_tokens=self.max_new_tokens, stop=self.stop, data=data, greedy=greedy,
+            )  # fmt: skip
+            figures = {"exact_match": text_metrics.exact_match(found, expected)}
+            if self.labels:
+                figures["format_ratio"] = text_metrics.format_ratio(found, self.labels)
+            lines: list[dict[str, Any]] = [
+                {"id": questions.ids[example.record], "expected": right, "answer": answer}
+                for example, right, answer in zip(questions.examples, expected, found, strict=True)
+            ]
+            if score is not None and rows is not None and task.grid is not None:
+                first = _most_likely(score, params, rows, size, data)
+                right = [first[e.record] == task.grid.nearest(e.score) for e in rows.examples]
+                figures["accuracy"] = float(np.mean(right))
+                for line, example in zip(lines, questions.examples, strict=True):
+                    if example.record in first:
+                        line["ranked_first"] = task.grid.texts[first[example.record]].strip()
+            return Measured(figures, lines)
+
+        return measure
+
+    def _read(
+        self, task: Task, tokenizer: Any, split: Split, prompts_only: bool = False
+    ) -> Examples | None:
+        examples = load_task(task, tokenizer, split, prompts_only=prompts_only)
+        if examples is None or not self.limit:
+            return examples
+        return dataclasses.replace(examples, examples=examples.examples[: self.limit])
+
+
+def _most_likely(score: Score, params, examples: Examples, size: int, data: Data) -> dict[int, int]:
+    """Index of the most likely grid value by record."""
+    found: dict[int, int] = {}
+    for batch in ordered_batches(examples, size, data):
+        first = np.asarray(score(params, batch).log_probs.argmax(-1))
+        found.update(zip(batch["record_ids"][:, 0].tolist(), first.tolist(), strict=True))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientAlignment:
+    """Cosine between the gradients on true labels and on labels shuffled among the same inputs.
+
+    Near 1 as long as what the labels have in common, their format, is what is learnt (Wang et al., 2024,
+    section 3 and C.8). Of the stage's own objective and soft prompts, on the first records of the
+    training split; figures `cosine_GROUP`, see `regjax.alignment`.
+    """
+
+    task: Task | None = None
+    """Whose records; None: the experiment's own task."""
+
+    soft_prompt: str = ""
+    """Name of the soft prompt before every record; empty: none."""
+
+    rows: int = 256
+    """Records in a gradient."""
+
+    seed: int = 0
+    """Decides the shuffle."""
+
+    title: str = "alignment"
+    """Name of its figures."""
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return tuple(f"cosine_{group}" for group in alignment.LAST_LAYER_GROUPS)
+
+    def build(self, setting: Setting) -> Measure:
+        task = self.task or setting.main
+        model = setting.model([self.soft_prompt] if self.soft_prompt else [])
+        codec = task_codec(task, setting.tokenizer)
+        examples = load_task(task, setting.tokenizer, "train")
+        if examples is None:
+            raise InputError(f"probe {self.name!r}: its task has no training records")
+        kept = [example.record for example in examples.examples[: self.rows]]
+        records = [Record(examples.places[index], examples.records[index]) for index in kept]
+        shuffled = with_shuffled_answers(records, task.answer_fields, self.seed)
+        batches = [self._batches(task, each, setting) for each in (records, shuffled)]
+        gradients = alignment.make_gradients(model, setting.stage.objective, codec)
+
+        def measure(params, split: Split) -> Measured | None:
+            if split != "validation":
+                return None
+            if not self.soft_prompt:
+                params = without_prompts(params)
+            true, shuffled = (
+                functools.reduce(alignment.add, (gradients(params, batch) for batch in each))
+                for each in batches
+            )
+            cosines = alignment.cosines(true, shuffled)
+            return Measured({f"cosine_{group}": value for group, value in cosines.items()})
+
+        return measure
+
+    def _batches(
+        self, task: Task, records: Sequence[Record], setting: Setting
+    ) -> list[dict[str, Any]]:
+        """The records in their order, in rows of one length, so that both labellings share them."""
+        data = dataclasses.replace(
+            task.data, train=[record.fields for record in records], packing=False, buckets=()
+        )
+        # The worked examples stay those of the true labels.
+        written = dataclasses.replace(task, data=data, template=task_template(task), shots=0)
+        examples = load_task(written, setting.tokenizer, "train")
+        assert examples is not None
+        return [
+            {name: array for name, array in batch.items() if name != "record_ids"}
+            for batch in ordered_batches(examples, setting.batch_size, data)
+        ]
