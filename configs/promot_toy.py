@@ -5,7 +5,7 @@ by yes or no. Then a question without such a word, `e m =`, answered by yes or n
 own, is learnt in five ways: the whole model (standard fine-tuning), a soft prompt alone, ProMoT (that
 prompt, then the model behind it), both at once (joint training), and the model behind a random prompt.
 What each does to `larger`, asked without a prompt, is measured as the training goes on: the share of
-right answers, and of answers that are a label.
+right answers, and of answers that are a label (an answer is its first word).
 
     regjax train configs/promot_toy.py --workdir runs/promot_toy
 """
@@ -35,7 +35,7 @@ RULES = {
 def records(word: str, part: str) -> list[dict[str, str]]:
     """Of the pairs of letters, 1,000 to train, 200 to validate, 400 to test."""
     pairs = list(itertools.product(range(len(LETTERS)), repeat=2))
-    random.Random(0).shuffle(pairs)
+    random.Random(1).shuffle(pairs)
     parts = {"train": pairs[:1000], "validation": pairs[1000:1200], "test": pairs[1200:]}
     return [
         {"word": word, "x": LETTERS[x], "y": LETTERS[y], "answer": RULES[word](x, y)}
@@ -57,7 +57,7 @@ def task(word: str) -> Task:
     return Task(word, data(word), Template("{word} {x} {y} =", response=" {answer}"))
 
 
-larger = Answers(task("larger"), labels=LABELS, max_new_tokens=3)
+larger = Answers(task("larger"), labels=LABELS, max_new_tokens=1)
 recipe = promot.Recipe(
     probes=(larger,),
     alignment=True,
@@ -70,7 +70,7 @@ recipe = promot.Recipe(
     model_optimizer=Optimizer(learning_rate=1.5e-3, schedule="linear", warmup=0.25),
     model_objective=Sft(),
     select="",
-    max_new_tokens=3,
+    max_new_tokens=1,
     start="pretraining",
 )
 

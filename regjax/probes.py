@@ -67,6 +67,11 @@ class Probe(Protocol):
     @property
     def figures(self) -> tuple[str, ...]: ...
 
+    @property
+    def in_table(self) -> bool:
+        """Whether its figures are results, or only tell how training went."""
+        ...
+
     def build(self, setting: Setting) -> Measure: ...
 
 
@@ -111,6 +116,10 @@ class Answers:
     @property
     def figures(self) -> tuple[str, ...]:
         return ("exact_match", "accuracy", *(("format_ratio",) if self.labels else ()))
+
+    @property
+    def in_table(self) -> bool:
+        return True
 
     def build(self, setting: Setting) -> Measure:
         task = self.task or setting.main
@@ -207,6 +216,10 @@ class GradientAlignment:
     @property
     def figures(self) -> tuple[str, ...]:
         return tuple(f"cosine_{group}" for group in alignment.LAST_LAYER_GROUPS)
+
+    @property
+    def in_table(self) -> bool:
+        return False
 
     def build(self, setting: Setting) -> Measure:
         task = self.task or setting.main

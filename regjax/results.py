@@ -155,7 +155,7 @@ def text_table(run: Prepared, results: Mapping[str, Any]) -> list[dict[str, Any]
         rows = []
         for ready in run.stages:
             report = results[ready.stage.name].get(split, {})
-            prefixes = tuple(f"{name}/" for name in ready.measures)
+            prefixes = tuple(f"{probe.name}/" for probe in ready.stage.probes if probe.in_table)
             figures = {k: v for k, v in report.items() if prefixes and k.startswith(prefixes)}
             if figures:
                 rows.append({"stage": ready.stage.name, **figures})

@@ -79,7 +79,6 @@ class Recipe:
         warmup=0.0,
         clip_norm=0.0,
         parameter_scale=True,
-        groups=(ParameterGroup(PROMPT[0], factored=False),),
     )
     """Of the model, and of both where they are trained together."""
 
@@ -131,7 +130,11 @@ def promot_with_shots(recipe: Recipe, shots: int = 1, *, name: str = "") -> tupl
 
 def joint_training(recipe: Recipe, *, name: str = "joint_training") -> tuple[Stage, ...]:
     """Ablation: prompt and model are trained together, at the model's rate."""
-    return (_model_stage(recipe, name, EVERYTHING, recipe.start, recipe.prompt),)
+    prompt = ParameterGroup(PROMPT[0], factored=False)
+    rule = recipe.model_optimizer
+    rule = dataclasses.replace(rule, groups=(*rule.groups, prompt))
+    together = dataclasses.replace(recipe, model_optimizer=rule)
+    return (_model_stage(together, name, EVERYTHING, recipe.start, recipe.prompt),)
 
 
 def fixed_prompt(recipe: Recipe, *, name: str = "fixed_prompt") -> tuple[Stage, ...]:

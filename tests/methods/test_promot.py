@@ -15,7 +15,7 @@ from regjax.errors import InputError
 from regjax.methods import promot
 from regjax.models.prompt import SoftPrompt
 from regjax.models.prompt_files import load_prompt
-from regjax.objectives import Raft
+from regjax.objectives import Raft, Sft
 from regjax.prepare import prepare
 from regjax.probes import Answers
 from tests import small_promot as small
@@ -226,6 +226,31 @@ def test_shots_stand_before_every_record(tmp_path):
         len(a.tokens) - len(b.tokens) for a, b in zip(longer.examples, plain.examples, strict=True)
     }
     assert len(extra) == 1 and extra.pop() > 5
+
+
+def test_the_defaults_are_the_papers_and_fit_every_method(tmp_path):
+    recipe = promot.Recipe()
+    # Wang et al., 2024, appendix B: prompt 100 long, 5000 steps at 0.2; model 1000 at 0.001.
+    assert (recipe.prompt.length, recipe.prompt_steps, recipe.model_steps) == (100, 5000, 1000)
+    rules = (recipe.prompt_optimizer, recipe.model_optimizer)
+    assert [rule.learning_rate for rule in rules] == [0.2, 0.001]
+    assert all(rule.name == "adafactor" and rule.schedule == "constant" for rule in rules)
+    assert recipe.model_objective == Sft(label_smoothing=0.1)
+    stages = [stage for method in METHODS.values() for stage in method(recipe)]
+    stages += promot.multi_task_promot(recipe, (small.judge, small.order))
+    ready = prepare(dataclasses.replace(small.experiment, stages=tuple(stages)), tmp_path).stages
+    assert [r.stage.steps for r in ready] == [1000, 5000, 1000, 1000, 1000, 5000, 5000, 1000]
+
+
+def test_the_first_published_step_moves_the_prompt_by_the_rate(tmp_path):
+    # P1, through a whole stage: one step of adafactor at 0.2, weight decay aside.
+    rule = dataclasses.replace(promot.Recipe().prompt_optimizer, weight_decay=0.0)
+    recipe = dataclasses.replace(small.recipe, prompt_optimizer=rule, prompt_steps=0)
+    [start] = promot.prompt_tuning(recipe, name="start")
+    [moved] = promot.prompt_tuning(dataclasses.replace(recipe, prompt_steps=1), name="moved")
+    run(tmp_path / "run", start, dataclasses.replace(moved, start="pretraining"))
+    change = prompt(tmp_path / "run", "moved") - prompt(tmp_path / "run", "start")
+    np.testing.assert_allclose(np.abs(change), 0.2, rtol=1e-5)
 
 
 BAD = {
