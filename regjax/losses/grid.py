@@ -43,6 +43,9 @@ def grid_log_probs(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
 
     Only the grid's own entries are normalised: no float32 log-softmax over V is kept.
 
+    Use it for the exact distribution of a model over the scores, in a loss or a decision rule of
+    your own.
+
     Args:
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`. Candidates'
             logits at padding are ignored, even where they are not finite.
@@ -58,6 +61,10 @@ def grid_log_probs(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
     Raises:
         TypeError: logits of a type that is not floating.
         ValueError: a shape of logits that does not fit the grid; a token id beyond V.
+
+    References:
+        Lukasik, Narasimhan, Menon, Yu, Kumar, *Regression-aware Inference with LLMs*, 2024,
+        https://arxiv.org/abs/2403.04182, the distribution that its estimators read.
 
     >>> import numpy as np
     >>> codec = TokenGrid.from_ids([0, 2], [1.0, 5.0])
@@ -93,10 +100,12 @@ def grid_log_probs(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
 
 
 def grid_mass(logits: ArrayLike, codec: Codec) -> jax.Array:
-    """Probability that the model writes any value of the grid, the sum of p(str(y_k) | x).
+    """Probability that the model writes any value of the grid.
 
-    The diagnostic to log beside every grid loss: near zero, the tokens of the grid are not the ones
-    the model writes here.
+        mass = sum_k p(str(y_k) | x)
+
+    Use it as the diagnostic beside every grid loss: near zero, the tokens of the grid are not the
+    ones the model writes here.
 
     Args:
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`.
@@ -107,6 +116,11 @@ def grid_mass(logits: ArrayLike, codec: Codec) -> jax.Array:
 
     Raises:
         TypeError, ValueError: as `grid_log_probs`.
+
+    References:
+        Lukasik, Narasimhan, Menon, Yu, Kumar, *Regression-aware Inference with LLMs*, 2024,
+        https://arxiv.org/abs/2403.04182, what the scoring estimator is divided by with
+        `normalize=True`.
 
     >>> import numpy as np
     >>> print(f"{grid_mass(np.log([0.1, 0.2, 0.4]), [1.0, 2.0, 3.0]):.4f}")
@@ -122,6 +136,9 @@ def expected_score(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
 
     `normalize=False`, as published, pulls the prediction toward zero by the probability that the
     model writes something else: yhat = mass * yhat_normalized.
+
+    Use it as the prediction where the metric is the squared error, whatever the model was trained
+    with.
 
     Args:
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`.

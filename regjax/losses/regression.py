@@ -1,6 +1,7 @@
 """Losses for numeric targets that a language model writes as the tokens of a grid.
 
-The forms of `logits` and `codec`, and the meaning of `normalize`, are those of
+Everywhere y is the target, y_k are the values of the grid and p(str(y_k) | x) the probability that
+the model writes one. The forms of `logits` and `codec`, and the meaning of `normalize`, are those of
 `regjax.losses.grid`.
 """
 
@@ -43,6 +44,9 @@ def raft(
     the same of the renormalised probabilities, and zero off the grid. It vanishes where p is
     one-hot on a wrong value, however large the loss: start from a model with spread, or add
     cross-entropy.
+
+    Use it to fine-tune a model whose prediction is `expected_score` and whose metric is the squared
+    error.
 
     Args:
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`.
@@ -94,6 +98,8 @@ def expected_risk(
     Normalised and squared, it is `raft` plus the variance of the score, and its minimiser is
     one-hot on one grid value: the precision of the prediction is that of the grid.
 
+    Use it where the model answers with one value of the grid rather than with a mean.
+
     Args:
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`.
         targets: `[...]` real numbers, on the grid or not.
@@ -141,6 +147,8 @@ def number_token(
     the mass outside the grid: add cross-entropy (the paper: 0.3 times this loss), and report
     `grid_mass(logits, codec)`.
 
+    Use it beside the cross-entropy of text with numbers in it, with the digits as the grid.
+
     Args:
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`.
         targets: `[...]` real numbers, on the grid or not.
@@ -160,10 +168,11 @@ def number_token(
 
     References:
         Zausinger et al., *Regress, Don't Guess: A Regression-like Loss on Number Tokens for
-        Language Models*, ICML 2025, https://arxiv.org/abs/2411.02083. Differs from the authors'
-        code, which adds up differences of cumulative sums without the gaps between values and so is
-        exact for unit spacing only, takes targets as token ids, and in the `ntloss` package
-        reweighs by default, with d = 9 for digits.
+        Language Models*, ICML 2025, https://arxiv.org/abs/2411.02083.
+
+        Differs from the authors' code, which adds up differences of cumulative sums without the
+        gaps between values and so is exact for unit spacing only, takes targets as token ids, and
+        in the `ntloss` package reweighs by default, with d = 9 for digits.
 
     >>> import numpy as np
     >>> digits = np.arange(10.0)

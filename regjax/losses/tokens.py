@@ -24,6 +24,8 @@ def token_cross_entropy(
     with a the smoothing: the cross-entropy with the target (1 - a) onehot + a / V, which is that of
     `optax.smooth_labels`.
 
+    Use it for next tokens and for plain classification.
+
     Args:
         logits: `[..., V]`, floating.
         labels: `[...]`, integers from 0 to V - 1. Any other gives NaN, negative ones too.

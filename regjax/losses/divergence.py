@@ -1,0 +1,112 @@
+"""Divergences between two distributions, and the checks that the distillation losses share."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from regjax.losses.grid import floating
+
+Divergence: TypeAlias = Literal["forward", "reverse", "jensen_shannon", "skew"]
+
+# d + exp(-d) - 1 over d squared, to float32 precision for |d| < 1/2; the highest power first.
+_SERIES = tuple((-1) ** n / math.factorial(n) for n in range(8, 1, -1))
+
+
+def divergence(
+    log_student: jax.Array, log_teacher: jax.Array, kind: Divergence, beta: float
+) -> jax.Array:
+    """Divergence `[...]` of two arrays `[..., K]` of log-probabilities; see `distillation`.
+
+    Every KL(a || b) is summed as a d + b - a with d = log a - log b, each term non-negative, and by
+    its power series where d is small. `optax.losses.kl_divergence_with_log_targets` sums a d, whose
+    terms cancel: of a divergence below 1e-7, as at high temperatures, float32 keeps no digit, and
+    log-probabilities of -inf give NaN.
+    """
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta must lie in [0, 1]; got {beta}")
+    impossible = (log_student == -jnp.inf) & (log_teacher == -jnp.inf)
+    ratio = jnp.where(impossible, 0.0, log_teacher) - jnp.where(impossible, 0.0, log_student)
+    student, teacher = jnp.exp(log_student), jnp.exp(log_teacher)
+    if kind in ("jensen_shannon", "skew"):
+        if 0.0 < beta < 1.0:
+            mixture = beta * teacher + (1.0 - beta) * student
+            log_beta, log_rest = math.log(beta), math.log1p(-beta)
+            teacher_ratio = -jnp.logaddexp(log_beta, log_rest - ratio)
+            student_ratio = -jnp.logaddexp(log_rest, log_beta + ratio)
+            of_teacher = _kl_terms(teacher, mixture, teacher_ratio)
+            of_student = _kl_terms(student, mixture, student_ratio)
+            weight = beta if kind == "jensen_shannon" else 1.0 - beta
+            return jnp.sum(weight * of_teacher + (1.0 - weight) * of_student, axis=-1)
+        kind = "forward" if beta == 0.0 else "reverse"
+    if kind == "forward":
+        return jnp.sum(_kl_terms(teacher, student, ratio), axis=-1)
+    if kind == "reverse":
+        return jnp.sum(_kl_terms(student, teacher, -ratio), axis=-1)
+    raise ValueError(f"kind must be 'forward', 'reverse', 'jensen_shannon' or 'skew'; got {kind!r}")
+
+
+def student_and_teacher(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    where: ArrayLike | None,
+    *,
+    teacher_gradient: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Both in float32 and of one shape `[..., K]`, zero where `where [...]` is false."""
+    student, teacher = floating(student, "student"), floating(teacher, "teacher")
+    if student.ndim < 1 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student has shape {student.shape} and teacher {teacher.shape}; expected one shape, "
+            "[..., K]"
+        )
+    if not teacher_gradient:
+        teacher = jax.lax.stop_gradient(teacher)
+    where = mask_of_shape(where, student.shape[:-1])
+    # Before the arithmetic as well as after it: the gradient of an ignored NaN would be NaN.
+    return zero_unless(where, student), zero_unless(where, teacher), where
+
+
+def mask_of_shape(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    if where is None:
+        return None
+    where = jnp.asarray(where, bool)
+    if where.shape != shape:
+        raise ValueError(f"where has shape {where.shape}; expected {shape}")
+    return where
+
+
+def zero_unless(where: jax.Array | None, array: jax.Array) -> jax.Array:
+    """`array`, and zero where `where`, of its leading dimensions, is false."""
+    if where is None:
+        return array
+    return jnp.where(where.reshape(where.shape + (1,) * (array.ndim - where.ndim)), array, 0.0)
+
+
+def class_labels(labels: ArrayLike, shape: tuple[int, ...], size: int) -> jax.Array:
+    """Integer `labels` of that shape, those below zero as `size`: out of range, not from the end."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers; got {labels.dtype} of shape {labels.shape}")
+    if labels.shape != shape:
+        raise ValueError(f"labels have shape {labels.shape}; expected {shape}")
+    return jnp.where(labels < 0, size, labels.astype(jnp.int32))
+
+
+def check_temperature(temperature: ArrayLike) -> None:
+    if isinstance(temperature, int | float) and not temperature > 0.0:
+        raise ValueError(f"temperature must be positive; got {temperature}")
+
+
+def _kl_terms(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.Array:
+    """Terms of KL(first || second), `ratio` the log of their quotient."""
+    near = jnp.abs(ratio) < 0.5
+    small = jnp.where(near, ratio, 0.0)
+    series = small**2 * jnp.polyval(jnp.asarray(_SERIES, jnp.float32), small)
+    # Zero times a ratio of infinity is zero here.
+    ratio = jnp.where(near | (first == 0.0), 0.0, ratio)
+    return jnp.where(near, first * series, first * ratio + (second - first))
