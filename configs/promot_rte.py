@@ -16,8 +16,8 @@ and answer; they are asked without the soft prompt, with 1 and with 4 worked exa
 
     OTHER_TASKS=qa.jsonl:translation.jsonl regjax train configs/promot_rte.py ...
 
-The defaults are the paper's for mT5, which tunes 5,000 steps of prompt and 1,000 of model at a time. No result:
-it was only tried for a few steps, on small models.
+The defaults are the paper's for mT5, which tunes 5,000 steps of prompt and 1,000 of model at a time.
+No result: it was only tried for a few steps, on small models.
 """
 
 import os
