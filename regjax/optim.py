@@ -93,7 +93,7 @@ class Optimizer:
     longer; off for soft prompts."""
 
     parameter_scale: bool = False
-    """Adafactor's rate times the RMS of the parameter; T5's fine-tuning default is on."""
+    """Adafactor's rate times the RMS of the parameter."""
 
     groups: tuple[ParameterGroup, ...] = ()
     """Parameters with a rate or a weight decay of their own."""

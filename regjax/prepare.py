@@ -21,7 +21,7 @@ from regjax.experiment import Experiment
 from regjax.files import new_folder, write_json
 from regjax.models import Apply, DecoderConfig
 from regjax.models.prompt import with_prompts
-from regjax.probes import Measure, Setting
+from regjax.probes import Load, PreparedProbe, Setting
 from regjax.prompting import PromptSource
 from regjax.stages import DECISIONS, PREVIOUS, ResolvedStage
 from regjax.token_grid import TokenGrid
@@ -65,8 +65,8 @@ class PreparedStage:
     base_model: str
     """Where the parameters besides the soft prompts are kept if it leaves them as they are: an earlier
     stage's name or the experiment's model; empty: it trains them, or they are kept nowhere."""
-    measures: Mapping[str, Measure]
-    """What its probes measure, by name."""
+    probes: Mapping[str, PreparedProbe]
+    """By name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +101,12 @@ def prepare(
     stages = tuple(experiment.resolve(stage) for stage in experiment.stages)
     tasks = tuple(_tasks(experiment, stage) for stage in stages)
     tokenizer = _tokenizer(experiment, workdir, tasks)
-    read: dict[Any, Splits] = {}
-    for task in (task for each in tasks for task in each):
-        task_codec(task, tokenizer)
-        if _identity(task) not in read:
-            read[_identity(task)] = _read(task, tokenizer)
-    bad = [record for split in read.values() for one in _present(split) for record in one.bad]
+    load = _loader(tokenizer)
+    trained_on = {_identity(task): task for each in tasks for task in each}.values()
+    for task in trained_on:
+        task_codec(task, tokenizer)  # raises, before records are read
+    read = [_read(task, load) for task in trained_on]
+    bad = [record for split in read for one in _present(split) for record in one.bad]
     listed = workdir / "bad_records.jsonl"
     if bad:
         data_module.write_bad_records(listed, bad)
@@ -121,12 +121,8 @@ def prepare(
     apply, params, config = _model(experiment, tokenizer, model)
     ready: list[PreparedStage] = []
     for stage, its_tasks in zip(stages, tasks, strict=True):
-        splits = tuple(read[_identity(task)] for task in its_tasks)
-        ready.append(
-            _prepare_stage(
-                experiment, stage, its_tasks, splits, tokenizer, (apply, params, config), ready
-            )
-        )
+        model_of = (apply, params, config)
+        ready.append(_prepare_stage(experiment, stage, its_tasks, tokenizer, load, model_of, ready))
         _check_stage(ready[-1], params)
         _check_objective(experiment, ready[-1], params)
     run = Prepared(experiment, tuple(ready), tokenizer, config, params)
@@ -151,13 +147,14 @@ def _prepare_stage(
     experiment: Experiment,
     stage: ResolvedStage,
     tasks: tuple[Task, ...],
-    splits: tuple[Splits, ...],
     tokenizer: Any,
+    load: Load,
     model: Model,
     before: Sequence[PreparedStage],
 ) -> PreparedStage:
     apply, params, config = model
     codec = None
+    splits = [_read(task, load) for task in tasks]
     if len(tasks) == 1:
         own, codec = splits[0], task_codec(tasks[0], tokenizer)
     else:
@@ -181,7 +178,9 @@ def _prepare_stage(
         data=dataclasses.replace(tasks[0].data, max_length=longest),
         decisions=_decisions(stage, codec),
     )
-    setting = Setting(resolved, prompted, tokenizer, experiment.task, experiment.eval_batch_size)
+    setting = Setting(
+        resolved, prompted, tokenizer, experiment.task, experiment.eval_batch_size, load
+    )
     return PreparedStage(
         stage=resolved,
         tasks=tasks,
@@ -190,8 +189,8 @@ def _prepare_stage(
         base=apply,
         model=prompted([task.name for task in tasks] if stage.soft_prompt else []),
         prompts=prompts,
-        base_model=prompting.base_model(experiment, stage, start),
-        measures={probe.name: probe.build(setting) for probe in stage.probes},
+        base_model=prompting.base_model(experiment, stage, start, params),
+        probes={probe.name: probe.prepare(setting) for probe in stage.probes},
     )
 
 
@@ -235,8 +234,13 @@ def _check_stage(ready: PreparedStage, params: Mapping[str, jax.Array]) -> None:
     known = [f"{name}/{figure}" for name in stage.decisions for figure in SELECTABLE]
     known += ["crps"] if stage.decisions else []
     known = known if splits.validation else []
-    known += [f"{probe.name}/{figure}" for probe in stage.probes for figure in probe.figures]
-    if stage.select not in known and splits.validation is None and not stage.probes:
+    known += [
+        f"{name}/{figure}"
+        for name, probe in ready.probes.items()
+        if "validation" in probe.examples
+        for figure in probe.figures
+    ]
+    if not known and splits.validation is None:
         raise InputError(
             f"stage {stage.name!r}: select {stage.select!r} needs validation data (data.validation)"
         )
@@ -351,10 +355,23 @@ def _load_trained(folder: Path, vocabulary_size: int) -> Any:
     return data_module.load_tokenizer(folder)
 
 
-def _read(task: Task, tokenizer: Any) -> Splits:
+def _loader(tokenizer: Any) -> Load:
+    """`load_task`, which reads and encodes what several stages and probes share once."""
+    kept: dict[Any, Examples | None] = {}
+
+    def load(task: Task, split: str, *, prompts_only: bool = False) -> Examples | None:
+        key = (_identity(task), split, prompts_only)
+        if key not in kept:
+            kept[key] = load_task(task, tokenizer, split, prompts_only=prompts_only)  # type: ignore[arg-type]
+        return kept[key]
+
+    return load
+
+
+def _read(task: Task, load: Load) -> Splits:
     if not task.data.train:
         raise InputError("data.train is empty: give the training records, e.g. --data.train FILE")
-    train, validation, test = (load_task(task, tokenizer, split) for split in SPLITS)
+    train, validation, test = (load(task, split) for split in SPLITS)
     assert train is not None
     return Splits(train, validation, test)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -24,12 +24,21 @@ from regjax.data import (
 )
 from regjax.errors import InputError
 from regjax.evaluation import Score, make_score
+from regjax.experiment import MAIN
 from regjax.models import Apply
 from regjax.models.prompt import without_prompts
 from regjax.stages import ResolvedStage
 
 Split = Literal["validation", "test"]
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+
+class Load(Protocol):
+    """`load_task`, whose examples are kept: probes of several stages ask the same records."""
+
+    def __call__(
+        self, task: Task, split: str, *, prompts_only: bool = False
+    ) -> Examples | None: ...
 
 
 class Setting(NamedTuple):
@@ -42,6 +51,7 @@ class Setting(NamedTuple):
     main: Task
     """The experiment's own task."""
     batch_size: int
+    load: Load
 
 
 class Measured(NamedTuple):
@@ -52,12 +62,19 @@ class Measured(NamedTuple):
     """A line a record, for a file."""
 
 
-Measure = Callable[[Any, Split], Measured | None]
-"""`(params, split)`: None where there is nothing to measure on that split."""
+class PreparedProbe(NamedTuple):
+    """A probe with its data."""
+
+    figures: tuple[str, ...]
+    """What it measures."""
+    examples: Mapping[Split, Examples]
+    """What it is measured on, by the splits that it has."""
+    measure: Callable[[Any, Split], Measured]
+    """`(params, split)`, of one of these splits."""
 
 
 class Probe(Protocol):
-    """A frozen dataclass of what to measure; `build` reads its data and compiles nothing yet."""
+    """A frozen dataclass of what to measure; `prepare` reads its data and compiles nothing yet."""
 
     @property
     def name(self) -> str:
@@ -65,14 +82,11 @@ class Probe(Protocol):
         ...
 
     @property
-    def figures(self) -> tuple[str, ...]: ...
-
-    @property
     def in_table(self) -> bool:
         """Whether its figures are results, or only tell how training went."""
         ...
 
-    def build(self, setting: Setting) -> Measure: ...
+    def prepare(self, setting: Setting) -> PreparedProbe: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +125,13 @@ class Answers:
 
     @property
     def name(self) -> str:
-        return self.title or (self.task.name if self.task else "main")
-
-    @property
-    def figures(self) -> tuple[str, ...]:
-        return ("exact_match", "accuracy", *(("format_ratio",) if self.labels else ()))
+        return self.title or (self.task.name if self.task else MAIN)
 
     @property
     def in_table(self) -> bool:
         return True
 
-    def build(self, setting: Setting) -> Measure:
+    def prepare(self, setting: Setting) -> PreparedProbe:
         task = self.task or setting.main
         if self.shots is not None:
             task = dataclasses.replace(task, shots=self.shots)
@@ -129,19 +139,15 @@ class Answers:
         tokenizer, size = setting.tokenizer, setting.batch_size
         data = dataclasses.replace(task.data, packing=False)
         greedy = generate.make_greedy(model, self.max_new_tokens, tokenizer.eos_token_id)
-        codec = task_codec(task, tokenizer)
-        score = make_score(model, codec) if codec is not None else None
-        asked = {s: self._read(task, tokenizer, s, prompts_only=True) for s in HELD_OUT}
-        scored = {
-            s: self._read(task, tokenizer, s) if codec is not None else None for s in HELD_OUT
-        }
-        if not any(asked.values()):
+        asked = self._read(setting.load, task, prompts_only=True)
+        if not asked:
             raise InputError(f"probe {self.name!r}: its task has no validation and no test records")
+        grid, codec = task.grid, task_codec(task, tokenizer)
+        scored = self._read(setting.load, task) if codec is not None else {}
+        score = make_score(model, codec) if codec is not None else None
 
-        def measure(params, split: Split) -> Measured | None:
-            questions, rows = asked[split], scored[split]
-            if questions is None:
-                return None
+        def measure(params, split: Split) -> Measured:
+            questions = asked[split]
             if not self.soft_prompt:
                 params = without_prompts(params)
             expected = expected_answers(questions, task)
@@ -156,24 +162,27 @@ class Answers:
                 {"id": questions.ids[example.record], "expected": right, "answer": answer}
                 for example, right, answer in zip(questions.examples, expected, found, strict=True)
             ]
-            if score is not None and rows is not None and task.grid is not None:
+            if score is not None and grid is not None:
+                rows = scored[split]
                 first = _most_likely(score, params, rows, size, data)
-                right = [first[e.record] == task.grid.nearest(e.score) for e in rows.examples]
+                right = [first[e.record] == grid.nearest(e.score) for e in rows.examples]
                 figures["accuracy"] = float(np.mean(right))
                 for line, example in zip(lines, questions.examples, strict=True):
                     if example.record in first:
-                        line["ranked_first"] = task.grid.texts[first[example.record]].strip()
+                        line["ranked_first"] = grid.texts[first[example.record]].strip()
             return Measured(figures, lines)
 
-        return measure
+        figures = ["exact_match"] + ["format_ratio"] * bool(self.labels) + ["accuracy"] * bool(grid)
+        return PreparedProbe(tuple(figures), asked, measure)
 
-    def _read(
-        self, task: Task, tokenizer: Any, split: Split, prompts_only: bool = False
-    ) -> Examples | None:
-        examples = load_task(task, tokenizer, split, prompts_only=prompts_only)
-        if examples is None or not self.limit:
-            return examples
-        return dataclasses.replace(examples, examples=examples.examples[: self.limit])
+    def _read(self, load: Load, task: Task, *, prompts_only: bool = False) -> dict[Split, Examples]:
+        found: dict[Split, Examples] = {}
+        for split in HELD_OUT:
+            examples = load(task, split, prompts_only=prompts_only)
+            if examples is not None:
+                kept = examples.examples[: self.limit or None]
+                found[split] = dataclasses.replace(examples, examples=kept)
+        return found
 
 
 def _most_likely(score: Score, params, examples: Examples, size: int, data: Data) -> dict[int, int]:
@@ -191,7 +200,8 @@ class GradientAlignment:
 
     Near 1 as long as what the labels have in common, their format, is what is learnt (Wang et al., 2024,
     section 3 and C.8). Of the stage's own objective and soft prompts, on the first records of the
-    training split; figures `cosine_GROUP`, see `regjax.alignment`.
+    training split, as often as the validation data are looked at; figures `cosine_GROUP`, see
+    `regjax.alignment`.
     """
 
     task: Task | None = None
@@ -214,29 +224,26 @@ class GradientAlignment:
         return self.title
 
     @property
-    def figures(self) -> tuple[str, ...]:
-        return tuple(f"cosine_{group}" for group in alignment.LAST_LAYER_GROUPS)
-
-    @property
     def in_table(self) -> bool:
         return False
 
-    def build(self, setting: Setting) -> Measure:
+    def prepare(self, setting: Setting) -> PreparedProbe:
         task = self.task or setting.main
         model = setting.model([self.soft_prompt] if self.soft_prompt else [])
         codec = task_codec(task, setting.tokenizer)
-        examples = load_task(task, setting.tokenizer, "train")
+        examples = setting.load(task, "train")
         if examples is None:
             raise InputError(f"probe {self.name!r}: its task has no training records")
-        kept = [example.record for example in examples.examples[: self.rows]]
-        records = [Record(examples.places[index], examples.records[index]) for index in kept]
+        examples = dataclasses.replace(examples, examples=examples.examples[: self.rows])
+        records = [
+            Record(examples.places[example.record], examples.records[example.record])
+            for example in examples.examples
+        ]
         shuffled = with_shuffled_answers(records, task.answer_fields, self.seed)
         batches = [self._batches(task, each, setting) for each in (records, shuffled)]
         gradients = alignment.make_gradients(model, setting.stage.objective, codec)
 
-        def measure(params, split: Split) -> Measured | None:
-            if split != "validation":
-                return None
+        def measure(params, split: Split) -> Measured:
             if not self.soft_prompt:
                 params = without_prompts(params)
             true, shuffled = (
@@ -246,7 +253,8 @@ class GradientAlignment:
             cosines = alignment.cosines(true, shuffled)
             return Measured({f"cosine_{group}": value for group, value in cosines.items()})
 
-        return measure
+        figures = tuple(f"cosine_{group}" for group in alignment.LAST_LAYER_GROUPS)
+        return PreparedProbe(figures, {"validation": examples}, measure)
 
     def _batches(
         self, task: Task, records: Sequence[Record], setting: Setting

@@ -56,8 +56,8 @@ def sources(
     width = jax.eval_shape(apply.embed, paths.unflatten(params), tokens).shape[-1]
     for name in (task.name for task in tasks):
         if name in found:
-            continue
-        if prompt.init == "file":
+            _check_same(stage, name, found[name])
+        elif prompt.init == "file":
             frozen = params if start is None else None
             expected = origin(width, config, tokenizer, frozen, after_bos=prompt.after_bos)
             value, _ = load_prompt(prompt.path, expected)
@@ -65,6 +65,18 @@ def sources(
         else:
             found[name] = PromptSource(prompt, (prompt.length, width))
     return found
+
+
+def _check_same(stage: ResolvedStage, name: str, found: PromptSource) -> None:
+    """A prompt that was trained before keeps its length and its place."""
+    wanted = stage.soft_prompt
+    before = (found.shape[0], found.config.after_bos)
+    length = found.shape[0] if wanted.init == "file" else wanted.length
+    if before != (length, wanted.after_bos):
+        raise InputError(
+            f"stage {stage.name!r}: soft_prompt has length {length} and after_bos {wanted.after_bos}, "
+            f"the prompt {name!r} that it starts with {before[0]} and {before[1]}; give the same"
+        )
 
 
 def origin(
@@ -143,9 +155,14 @@ def place(stage: ResolvedStage, examples: Examples, tokenizer: Any) -> int:
     return 1
 
 
-def base_model(experiment: Experiment, stage: ResolvedStage, start: PreparedStage | None) -> str:
-    """See `PreparedStage.base_model`."""
-    if any(not pattern.startswith(f"^{SOFT_PROMPT}/") for pattern in stage.trainable):
+def base_model(
+    experiment: Experiment,
+    stage: ResolvedStage,
+    start: PreparedStage | None,
+    params: Parameters,
+) -> str:
+    """See `PreparedStage.base_model`; `params` are the model's own."""
+    if any(paths.matches(path, stage.trainable) for path in params):
         return ""
     if start is None:
         return experiment.model

@@ -20,6 +20,7 @@ from regjax.evaluation import (
     to_json,
     write_predictions,
 )
+from regjax.experiment import to_json as config_to_json
 from regjax.files import write_json, write_text
 from regjax.log import print_table, progress
 from regjax.prepare import Prepared, fingerprint, reference
@@ -49,19 +50,19 @@ class StageEvaluation:
         self._score = None if self._codec is None else make_score(ready.model, self._codec)
 
     def has(self, split: Split) -> bool:
-        """Whether there may be something to evaluate on `split`."""
+        """Whether there is something to evaluate on `split`."""
         has_scores = bool(self._ready.stage.decisions and getattr(self._ready.splits, split))
-        return has_scores or bool(self._ready.measures)
+        return has_scores or any(split in probe.examples for probe in self._ready.probes.values())
 
     def __call__(self, split: Split, params: Mapping[str, jax.Array]) -> Report:
         ready, tree = self._ready, paths.unflatten(params)
         scores = self._evaluate_scores(split, tree)
         figures = dict(scores.report) if scores else {}
         answers = {}
-        for name, measure in ready.measures.items():
-            measured = measure(tree, split)
-            if measured is None:
+        for name, probe in ready.probes.items():
+            if split not in probe.examples:
                 continue
+            measured = probe.measure(tree, split)
             figures |= {f"{name}/{figure}": value for figure, value in measured.figures.items()}
             if measured.lines:
                 answers[name] = measured.lines
@@ -105,8 +106,14 @@ def finish_stage(
             if (examples := getattr(ready.splits, split)) is not None
         },
     }
-    if ready.measures:
-        result["probes"] = [repr(probe) for probe in stage.probes]
+    if ready.probes:
+        result["probes"] = {
+            probe.name: {
+                "config": config_to_json(probe),
+                **{s: fingerprint(e) for s, e in ready.probes[probe.name].examples.items()},
+            }
+            for probe in stage.probes
+        }
     if done.is_file():
         found = json.loads(done.read_text(encoding="utf-8"))
         if {name: found.get(name) for name in result} == result:

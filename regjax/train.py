@@ -145,7 +145,13 @@ def _run_stage(
             return report
 
         # loop
-        if step == 0 and stage.probes and stage.eval_every and not resumed:
+        if (
+            step == 0
+            and stage.eval_every
+            and not resumed
+            and stage.probes
+            and evaluation.has("validation")
+        ):
             evaluate(0)
         for batch in batches.iterate(step, stage.steps):
             state, metrics = update(state, frozen, _place(batch, experiment.accumulation, mesh))

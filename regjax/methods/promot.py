@@ -29,8 +29,9 @@ class Recipe:
     """What the methods have in common. The defaults are the paper's for mT5 (appendix B), where it says.
 
     The paper does not say how its prompt begins, nor whether its first stage smooths labels; here it
-    begins with sampled vocabulary, and no labels are smoothed. Its dropout of 0.1 is left out: the
-    decoders here have none.
+    begins with sampled vocabulary, and no labels are smoothed. That the model's rate is times the RMS of
+    the parameter (`parameter_scale`) is our reading of "T5 default". The dropout of 0.1 is left out:
+    the decoders here have none.
     """
 
     task: Task | None = None

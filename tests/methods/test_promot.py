@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 
 import jax
 import numpy as np
@@ -87,10 +88,16 @@ def test_the_first_stage_changes_the_prompt_alone(workdir):
 
 
 def test_the_prompt_is_trained(workdir):
-    # The prompt that was never trained begins as the one of the first stage would, with "uniform".
-    start = prompt(workdir, "fixed_prompt")
-    assert start.shape == (4, 16) and np.abs(start).max() <= 0.5
-    assert not np.array_equal(prompt(workdir, "promot_prompt"), prompt(workdir, "joint_training"))
+    # It begins with rows of the pretrained table, and none of its entries stays what it was.
+    table = regjax.load_model(workdir / "pretraining").params["embedding"]["table"]
+    trained = prompt(workdir, "promot_prompt")
+    assert trained.shape == (4, 16)
+    assert not np.isin(trained, np.asarray(table)).any()
+    # The prompt that is never trained is as it was drawn.
+    fixed = prompt(workdir, "fixed_prompt")
+    key = jax.random.fold_in(jax.random.key(0), zlib.crc32(b"main"))
+    drawn = jax.random.uniform(key, (4, 16), minval=-0.5, maxval=0.5)
+    assert fixed.tobytes() == np.asarray(drawn).tobytes()
 
 
 def test_the_second_stage_leaves_the_prompt_alone(workdir):
@@ -253,10 +260,21 @@ def test_the_first_published_step_moves_the_prompt_by_the_rate(tmp_path):
     np.testing.assert_allclose(np.abs(change), 0.2, rtol=1e-5)
 
 
+only_tested = dataclasses.replace(
+    small.larger, name="tested", data=dataclasses.replace(small.larger.data, validation="")
+)
 BAD = {
     "a probe of a prompt that is not there": (
         {"probes": (Answers(soft_prompt="other"),), "select": ""},
         "no soft prompt 'other'; it has main",
+    ),
+    "a figure of another kind of task": (
+        {"probes": (Answers(small.larger),), "select": "larger/accuracy"},
+        "'larger/accuracy' is no figure of its validation report; known: larger/exact_match",
+    ),
+    "a figure of a task without validation records": (
+        {"probes": (Answers(only_tested),), "select": "tested/exact_match"},
+        "'tested/exact_match' is no figure",
     ),
     "a figure that no probe has": ({"select": "main/rmse"}, "'main/rmse' is no figure"),
     "read-outs of text": (
@@ -305,3 +323,48 @@ def test_a_prompt_after_the_first_token_is_asked_there(tmp_path):
     with pytest.raises(InputError, match="leave it off"):
         prompting.place(stage, examples, Wrong)
     assert prompting.place(dataclasses.replace(stage, soft_prompt=None), examples, Wrong) == 0
+
+
+@pytest.mark.parametrize("change", [{"length": 5}, {"after_bos": True}])
+def test_a_trained_prompt_keeps_its_length_and_place(change, tmp_path):
+    first, second = promot.promot(small.recipe)
+    other = dataclasses.replace(small.recipe.prompt, **change)
+    with pytest.raises(InputError, match="the prompt 'main' that it starts with 4 and False"):
+        run(tmp_path / "run", first, dataclasses.replace(second, soft_prompt=other))
+
+
+def test_a_model_that_was_trained_is_kept_however_the_pattern_is_written(tmp_path, workdir):
+    [stage] = promot.prompt_tuning(dataclasses.replace(small.recipe, prompt_steps=2, select=""))
+    both = dataclasses.replace(stage, trainable=("^soft_prompt/main$|^head/",))
+    run(tmp_path / "run", both)
+    before, after = tensors(workdir, "pretraining"), tensors(tmp_path / "run", stage.name)
+    changed = {name for name in after if not np.array_equal(before[name], after[name])}
+    assert changed == {"lm_head.weight"}
+
+
+def test_records_are_read_once(tmp_path, monkeypatch):
+    from regjax import prepare as module
+
+    asked = []
+    load = module.load_task
+    monkeypatch.setattr(
+        module,
+        "load_task",
+        lambda task, *rest, **how: (
+            asked.append((task.name, rest[1:], *how.values())) or load(task, *rest, **how)
+        ),
+    )
+    stages = (small.pretraining, *promot.promot(small.recipe), *promot.joint_training(small.recipe))
+    prepare(dataclasses.replace(small.experiment, stages=stages), tmp_path)
+    # Two tasks of three splits, and the questions of two splits each.
+    assert len(set(asked)) == len(asked) == 10
+
+
+def test_results_name_the_probes_without_their_records(workdir):
+    path = workdir / "promot" / "results.json"
+    found = json.loads(path.read_text())["probes"]
+    assert found.keys() == {"main", "larger"}
+    task = found["larger"]["config"]["task"]
+    assert task["data"]["train"] == "12 records in memory"
+    assert found["larger"].keys() == {"config", "validation", "test"}
+    assert path.stat().st_size < 8000
