@@ -77,7 +77,7 @@ def linear_cross_entropy(
         head: `[D, V]`.
         labels: `[...]`, integers from 0 to V - 1. Any other gives NaN.
         label_smoothing: a, from 0 to 1.
-        z_loss: b, not negative; 1e-4 in PaLM.
+        z_loss: b, not negative; 1e-4 in T5X.
         soft_cap: of the logits, positive.
         where: `[...]`, the rows that count.
         chunk, block, mesh, axis: see `regjax.losses.linear`.
@@ -94,7 +94,7 @@ def linear_cross_entropy(
         https://arxiv.org/abs/2411.09009, for the tiles and the online log-sum-exp. Differs in that
         no tile of small probabilities is left out of the gradient.
         Chowdhery et al., *PaLM: Scaling Language Modeling with Pathways*, 2022,
-        https://arxiv.org/abs/2204.02311, section 5, for the last term.
+        https://arxiv.org/abs/2204.02311, for the last term.
 
     >>> import numpy as np
     >>> hidden, head = np.array([1.0, 0.0]), np.log([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]])
