@@ -94,16 +94,13 @@ def restore(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), target
     )
     try:
+        _check_tree(Path(str(manager.directory)) / str(step) / "state", abstract)
         restored = manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
             ),
         )
-        leaves = jax.tree.leaves(restored["state"]), jax.tree.leaves(abstract)
-        wrong = [(a.shape, b.shape) for a, b in zip(*leaves, strict=True) if a.shape != b.shape]
-        if wrong:
-            raise ValueError(f"an array has shape {wrong[0][0]}, not {wrong[0][1]}")
     except Exception as error:  # orbax and tensorstore raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
@@ -116,6 +113,29 @@ def restore(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
     return copy(restored["state"]), restored["data"]
+
+
+def _check_tree(folder: Path, target: Any) -> None:
+    """Raises `ValueError` where the arrays that were saved are not the target's, before any is read.
+
+    A read that fails half-way would leave the reads of the other arrays behind.
+    """
+    import orbax.checkpoint as ocp
+
+    saved = _arrays(ocp.StandardCheckpointHandler().metadata(folder).tree)
+    asked = _arrays(target)
+    for name in sorted(saved.keys() | asked.keys()):
+        before, now = saved.get(name, "not there"), asked.get(name, "not there")
+        if before != now:
+            raise ValueError(f"{name} is {before} in the checkpoint, {now} in the run")
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Type and shape of every array by its path, in which an attribute is a key like any other."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 @jax.jit

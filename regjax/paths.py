@@ -31,8 +31,19 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether any of the regular expressions is found in `path` (anchor with `^` and `$`)."""
-    return any(re.search(pattern, path) for pattern in patterns)
+    """Whether any of the regular expressions is found in `path` (anchor with `^` and `$`).
+
+    Raises:
+      InputError: for a pattern that is no regular expression.
+    """
+    return any(_is_found(pattern, path) for pattern in patterns)
+
+
+def _is_found(pattern: str, path: str) -> bool:
+    try:
+        return re.search(pattern, path) is not None
+    except re.error as error:
+        raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
 def split_by_patterns(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[Flat, Flat]:
@@ -43,11 +54,7 @@ def split_by_patterns(params: Mapping[str, Any], patterns: Sequence[str]) -> tup
     """
     flat = flatten(params)
     for pattern in patterns:
-        try:
-            found = any(re.search(pattern, path) for path in flat)
-        except re.error as error:
-            raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
-        if not found:
+        if not any(_is_found(pattern, path) for path in flat):
             raise InputError(
                 f"the pattern {pattern!r} matches no parameter; the paths are: {', '.join(flat)}"
             )
