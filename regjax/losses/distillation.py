@@ -19,14 +19,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import (
-    Divergence,
-    check_temperature,
-    class_labels,
-    divergence,
-    student_and_teacher,
-    zero_unless,
-)
+from regjax.losses.checks import check_temperature, class_labels, zero_unless
+from regjax.losses.divergence import Divergence, divergence, student_and_teacher
 from regjax.losses.tokens import token_cross_entropy
 
 

@@ -18,9 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.labelled import per_class
+from regjax.losses.checks import floating, mask_of_shape, per_class, zero_unless
 from regjax.losses.worst_case import exponentiated_gradient
 
 

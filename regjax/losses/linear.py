@@ -33,13 +33,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import (
-    Divergence,
-    check_temperature,
-    class_labels,
-    mask_of_shape,
-    zero_unless,
-)
+from regjax.losses.checks import check_temperature, class_labels, mask_of_shape, zero_unless
+from regjax.losses.divergence import Divergence
 from regjax.losses.grid import expected_score
 from regjax.losses.linear_divergence import projected_divergence
 from regjax.losses.linear_picks import picks

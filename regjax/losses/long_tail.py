@@ -13,16 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.labelled import (
-    check_range,
-    is_label,
-    log_rest,
-    logits_and_labels,
-    of_label,
-    per_class,
-)
+from regjax.losses.checks import check_range, floating, per_class, zero_unless
+from regjax.losses.labelled import is_label, log_rest, logits_and_labels, of_label
 
 
 def logit_adjusted(

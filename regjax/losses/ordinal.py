@@ -10,9 +10,15 @@ import optax
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import class_labels, mask_of_shape, zero_unless
-from regjax.losses.grid import Codec, floating, grid_log_probs, grid_values
-from regjax.losses.numeric import magnitude, numbers_of_shape
+from regjax.losses.checks import (
+    class_labels,
+    floating,
+    mask_of_shape,
+    numbers_of_shape,
+    zero_unless,
+)
+from regjax.losses.grid import Codec, grid_log_probs, grid_values
+from regjax.losses.numeric import magnitude
 
 
 def coral(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -180,12 +186,12 @@ def earth_mover(
         raise ValueError(
             f"soft_labels have shape {soft_labels.shape}; expected [..., {len(values)}]"
         )
-    where = mask_of_shape(where, soft_labels.shape[:-1])
-    probs = jnp.exp(grid_log_probs(zero_unless(where, logits), codec, normalize=True))
+    probs = jnp.exp(grid_log_probs(logits, codec, normalize=True, where=where))
     if probs.shape != soft_labels.shape:
         raise ValueError(
             f"soft_labels have shape {soft_labels.shape}, but the logits are of a grid {probs.shape}"
         )
+    where = mask_of_shape(where, soft_labels.shape[:-1])
     soft_labels = jax.lax.stop_gradient(zero_unless(where, soft_labels))
     differences = jnp.cumsum(probs - soft_labels, axis=-1)[..., :-1]
     gaps = jnp.diff(values)

@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.numeric import numbers_of_shape
+from regjax.losses.checks import floating, mask_of_shape, numbers_of_shape, zero_unless
 
 Surrogate: TypeAlias = Literal["logistic", "hinge", "squared_hinge", "zero_one"]
 

@@ -8,14 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
 from regjax.losses.distillation import distillation
-from regjax.losses.divergence import (
-    Divergence,
-    mask_of_shape,
-    student_and_teacher,
-    zero_unless,
-)
-from regjax.losses.grid import floating
+from regjax.losses.divergence import Divergence, student_and_teacher
 from regjax.losses.tokens import token_cross_entropy
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import zero_unless
-from regjax.losses.labelled import check_range, log_rest, logits_and_labels, of_label
+from regjax.losses.checks import check_range, zero_unless
+from regjax.losses.labelled import log_rest, logits_and_labels, of_label
 
 Smearing = Literal["smoothing", "backward", "forward"]
 

@@ -19,8 +19,8 @@ from jax.scipy.special import entr, log_ndtr, ndtr
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import Codec, floating, grid_log_probs, grid_values
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
+from regjax.losses.grid import Codec, grid_log_probs, grid_values
 from regjax.scores import ScoreGrid, TokenGrid
 
 
@@ -72,14 +72,13 @@ def soft_label_loss(
     count = grid_values(codec).shape[0]
     if soft_labels.ndim < 1 or soft_labels.shape[-1] != count:
         raise ValueError(f"soft_labels have shape {soft_labels.shape}; expected [..., {count}]")
-    where = mask_of_shape(where, soft_labels.shape[:-1])
-    # Before the arithmetic as well as after it: the gradient of an ignored NaN would be NaN.
-    log_probs = grid_log_probs(zero_unless(where, logits), codec, normalize=normalize)
+    log_probs = grid_log_probs(logits, codec, normalize=normalize, where=where)
     if log_probs.shape != soft_labels.shape:
         raise ValueError(
             f"soft_labels have shape {soft_labels.shape}, but the logits are of a grid "
             f"{log_probs.shape}"
         )
+    where = mask_of_shape(where, soft_labels.shape[:-1])
     soft_labels = jax.lax.stop_gradient(zero_unless(where, soft_labels))
     losses = -jnp.sum(soft_labels * jnp.where(soft_labels == 0.0, 0.0, log_probs), axis=-1)
     if kind == "kl":

@@ -14,13 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from regjax import decisions
 from regjax.losses import (
     expected_risk,
     expected_score,
+    grid_log_probs,
     grid_mass,
+    histogram_levels,
     number_token,
     raft,
+    soft_label_loss,
     token_cross_entropy,
+    two_hot,
 )
 from regjax.scores import TokenGrid
 
@@ -79,6 +84,9 @@ def test_uniform_logits():
 
 
 def test_spread_logits_unnormalized():
+    probs = np.exp(grid_log_probs(Z, FIRST_FIVE))
+    close(probs, [0.11432595, 0.05677259, 0.18849162, 0.09360217, 0.03443431])
+    close(1 - probs.sum(), 0.51237336)
     close(grid_mass(Z, FIRST_FIVE), 0.4876266437)
     close(expected_score(Z, FIRST_FIVE), 1.3399262454)
     value, gradient = value_and_gradient(raft, Z, 4.0, FIRST_FIVE)
@@ -88,6 +96,8 @@ def test_spread_logits_unnormalized():
         [0.20675365, -0.19936771, -1.66472735, -1.32465649, -0.67050952, 3.65250741],
     )
     close(np.sum(gradient), 0.0, atol=2e-6)
+    # The loss of a model before training is the squared error of its decision without training.
+    close(value, (decisions.mean(probs, VALUES) - 4.0) ** 2)
 
 
 def test_spread_logits_normalized():
@@ -122,6 +132,32 @@ def test_number_token_on_uniform_digits():
     close(
         number_token(logits, 4.0, DIGIT_TOKENS, kind="mse", reweigh=True),
         0.5 * 0.25 + 1.01 * 81 * 0.5,
+    )
+
+
+def test_squashed_distances_of_the_number_token_loss():
+    with np.errstate(divide="ignore"):
+        sure = np.log(np.eye(10)[[0, 1, 5, 9]])
+    close(number_token(sure, np.zeros(4), DIGITS, squash=2.0), [0.0, 1.0, 1.5, 2.0])
+    # The digits' own distances, from 1 to 9, are a factor of nine.
+    log_probs = np.log(probability_rows(6, 10, seed=7))
+    labels = np.array([0, 3, 9, 5, 5, 1])
+    close(
+        number_token(log_probs, labels, DIGITS, squash=9.0), number_token(log_probs, labels, DIGITS)
+    )
+    # In any order of the values; in any unit; continuous next to a value; of two values, one.
+    order = np.random.default_rng(8).permutation(10)
+    close(
+        number_token(log_probs[:, order], 7 * labels, 7 * DIGITS[order], squash=3.0),
+        number_token(log_probs, labels, DIGITS, squash=3.0),
+    )
+    close(number_token(sure[0], 1e-4, DIGITS, squash=3.0), 1e-4)
+    close(number_token(np.log([0.25, 0.75]), 2.0, [2.0, 5.0], squash=3.0), 0.75)
+    half = np.log(np.full(10, 0.05))
+    distances = 1 + (np.array([4, 3, 2, 1, 1, 2, 3, 4, 5]) - 1) / 8
+    close(
+        number_token(half, 4.0, DIGITS, squash=2.0, reweigh=True),
+        0.5 * distances.sum() / 10 + 1.01 * 2.0 * 0.5,
     )
 
 
@@ -358,8 +394,12 @@ def test_all_grid_losses_and_cross_entropy_vanish_at_the_right_one_hot(label):
         number_token(logits, target, FIRST_FIVE, kind="mse"),
         number_token(logits, target, FIRST_FIVE, reweigh=True),
         token_cross_entropy(logits, label),
+        soft_label_loss(logits, two_hot(target, FIRST_FIVE), FIRST_FIVE),
+        soft_label_loss(
+            logits, histogram_levels(target, np.arange(0.5, 6.0), sigma=1e-3), FIRST_FIVE
+        ),
     ]
-    np.testing.assert_array_equal(losses, np.zeros(8))
+    np.testing.assert_array_equal(losses, np.zeros(10))
 
 
 def test_at_a_wrong_one_hot_raft_is_large_without_gradient_and_cross_entropy_is_not():
