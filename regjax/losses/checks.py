@@ -1,4 +1,4 @@
-"""What the losses check of their input, and their masks."""
+"""The checks of their input that the losses share, and their masks."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def numbers_of_shape(array: ArrayLike, name: str, shape: tuple[int, ...]) -> jax
 
 
 def mask_of_shape(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """`where` as booleans of that shape; `None`, where all count, stays."""
     if where is None:
         return None
     where = jnp.asarray(where, bool)
@@ -68,5 +69,6 @@ def check_range(value: object, name: str, low: float, high: float = float("inf")
 
 
 def check_temperature(temperature: ArrayLike) -> None:
+    """Raises unless a Python number is positive; arrays, of a schedule say, may be traced."""
     if isinstance(temperature, int | float) and not temperature > 0.0:
         raise ValueError(f"temperature must be positive; got {temperature}")

@@ -1,4 +1,4 @@
-"""Divergences between two distributions, and the checks that the distillation losses share."""
+"""Divergences between two distributions, and the student and teacher that have them."""
 
 from __future__ import annotations
 

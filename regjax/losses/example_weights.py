@@ -156,7 +156,7 @@ def cvar_dual(
     With t a trained parameter the mean over mini-batches is without bias. The best t is the loss
     that a fraction a of the examples exceeds; start from a typical loss.
 
-    Use it for the same with small batches.
+    Use it in place of `cvar_weights` where batches are small.
 
     Args:
         losses: v `[...]`, floating.

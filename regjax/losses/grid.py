@@ -167,6 +167,9 @@ def expected_score(
         Lukasik, Narasimhan, Menon, Yu, Kumar, *Regression-aware Inference with LLMs*, 2024,
         https://arxiv.org/abs/2403.04182, scoring estimator.
 
+        TRACT's and REAL's code do not normalise, `RAFTInferenceFn` of regress-lm does. TRACT's takes
+        the softmax in the type of the logits, bfloat16.
+
     >>> import numpy as np
     >>> log_probs = np.log([0.1, 0.2, 0.4])
     >>> print(f"{expected_score(log_probs, [1.0, 2.0, 3.0]):.4f}")

@@ -1,4 +1,4 @@
-"""What the losses of logits with integer labels share: the checks, the label's entry, the rest."""
+"""What the losses of logits with integer labels share: their input, the label's entry, the rest."""
 
 from __future__ import annotations
 

@@ -79,8 +79,9 @@ def corn(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
 
     References:
         Shi, Cao, Raschka, *Deep Neural Networks for Rank-Consistent Ordinal Regression Based On
-        Conditional Probabilities*, 2021, https://arxiv.org/abs/2111.08851. Older releases of
-        coral-pytorch divide the sum by K instead, so that it grows with the batch.
+        Conditional Probabilities*, 2021, https://arxiv.org/abs/2111.08851.
+
+        Older releases of coral-pytorch divide the sum by K instead, so that it grows with the batch.
 
     >>> import numpy as np
     >>> logits = np.array([[2.1, 1.8, -2.1, -1.8], [1.9, -1.0, -1.5, -1.3]])
@@ -119,6 +120,9 @@ def exceedance(logits: ArrayLike, *, kind: Literal["coral", "corn"]) -> jax.Arra
     References:
         Cao, Mirjalili, Raschka, 2020, https://arxiv.org/abs/1901.07884, and Shi, Cao, Raschka,
         2021, https://arxiv.org/abs/2111.08851.
+
+        The documentation of coral-pytorch names the last axis of these logits by the number of
+        classes K; its code has K - 1, too.
 
     >>> import numpy as np
     >>> probabilities = exceedance(np.array([2.1, 1.8, -2.1, -1.8]), kind="corn")
@@ -246,7 +250,8 @@ def fidelity(
 ) -> jax.Array:
     """Fidelity loss of a pair: whether two predicted scores prefer the item that people prefer.
 
-        loss = 1 - sqrt(P G + eps) - sqrt((1 - P) (1 - G) + eps),    P = thurstone(first, second)
+        loss = 1 - sqrt(P G + eps) - sqrt((1 - P) (1 - G) + eps)
+        P = thurstone(first, second),    G = preferences
 
     From about zero, at P = G, to one, so a pair that is far wrong has a bounded loss, and hardly
     a gradient.
@@ -271,8 +276,9 @@ def fidelity(
 
     References:
         Tsai et al., *FRank: A Ranking Method with Fidelity Loss*, SIGIR 2007; as in You et al.,
-        CVPR 2025, https://arxiv.org/abs/2501.11561, whose code also adds 1e-8 to the variance of
-        the ratings.
+        CVPR 2025, https://arxiv.org/abs/2501.11561.
+
+        The code of You et al. also adds 1e-8 to the variance of the ratings.
 
     >>> preferences = thurstone(4.0, 2.5, variance=2 * 0.6**2)
     >>> print(f"{fidelity(3.5, 3.0, preferences):.4f}")

@@ -207,8 +207,10 @@ def real(
 
     References:
         Zhang, Chen, Zhou, Leong, Wu, Lukasik, *REAL: Regression-Aware Reinforcement Learning for
-        LLM-as-a-Judge*, 2026, https://arxiv.org/abs/2603.17145. The authors' code also counts the
-        score's token, with an advantage of zero, in the mean over tokens.
+        LLM-as-a-Judge*, 2026, https://arxiv.org/abs/2603.17145.
+
+        The authors' code also counts the score's token, with an advantage of zero, in the mean over
+        tokens, and reads a grid from 1 to 5 where the paper's is said to be from 0 to 9.
 
     >>> import numpy as np
     >>> logits = np.log([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])

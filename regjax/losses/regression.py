@@ -67,6 +67,9 @@ def raft(
         Lukasik, Meng, Narasimhan, Chang, Menon, Yu, Kumar, *Better autoregressive regression with
         LLMs via regression-aware fine-tuning*, ICLR 2025, https://openreview.net/forum?id=xGs7Ch3Vyo
 
+        TRACT's code divides the mean over a batch by the size of the batch once more, so that a
+        weight of 1 beside its cross-entropy is one of 1 / B.
+
     >>> import numpy as np
     >>> from regjax.scores import TokenGrid
     >>> codec = TokenGrid.from_ids([0, 1, 2, 3, 4], [1, 2, 3, 4, 5])
@@ -160,7 +163,7 @@ def number_token(
         kind: `"wasserstein"` or `"mse"`. The latter has spurious minima: half the mass on 0 and
             half on 8 is free for a target of 4.
         squash: s, above 1, how many times as much the farthest value of the grid costs as the
-            nearest wrong one; `None`, as their distances. For `"wasserstein"`: d_min is the
+            nearest wrong one; `None`, in proportion to their distances. For `"wasserstein"`: d_min is the
             smallest distance of two values of the grid, d_max the largest, and D(d) = d / d_min
             below d_min, so that D(0) = 0. Not in the paper.
         reweigh: mass * loss + 1.01 * d * (1 - mass), with d the largest distance on the grid (its
@@ -181,8 +184,9 @@ def number_token(
         Language Models*, ICML 2025, https://arxiv.org/abs/2411.02083.
 
         Differs from the authors' code, which adds up differences of cumulative sums without the
-        gaps between values and so is exact for unit spacing only, takes targets as token ids, and
-        in the `ntloss` package reweighs by default, with d = 9 for digits.
+        gaps between values and so is exact for sorted values of unit spacing only, and takes targets
+        as token ids, in the `ntloss` package of single digits only unless told otherwise. That
+        package reweighs by default; of digits, d is 9, and 81 for `"mse"`.
 
     >>> import numpy as np
     >>> digits = np.arange(10.0)

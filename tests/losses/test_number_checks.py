@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.losses import number_cases, score_cases
+from tests.losses.differences import central_differences
 
 CASES = [*number_cases.CASES, *score_cases.CASES]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -56,15 +57,6 @@ def weights_of(name):
 def losses_and_gradients(case, x, y, where):
     gradients, losses = compiled(case.name)(x, y, where, weights_of(case.name))
     return np.asarray(losses), np.asarray(gradients)
-
-
-def central_differences(function, point, step=1e-5):
-    gradient = np.zeros(point.shape)
-    for index in np.ndindex(point.shape):
-        change = np.zeros(point.shape)
-        change[index] = step
-        gradient[index] = (function(point + change) - function(point - change)) / (2 * step)
-    return gradient
 
 
 @cases
