@@ -58,7 +58,8 @@ HEAD = """# The losses
 
 Written by `python docs/write_losses.py` from the docstrings of `regjax.losses`, which also say shapes, units
 and errors and have an example each: change those, then run it again. What ends in a mean over examples
-in a paper is here one number per example; means and masks belong to the objective.
+in a paper is here one number per example; means belong to the objective. Examples that `where` leaves out
+have a loss and a gradient of zero, whatever they hold.
 """
 
 

@@ -129,6 +129,14 @@ def test_temperature_to_infinity_tends_to_the_average_of_the_support():
     np.testing.assert_array_equal(temper([0.9, 0.0, 0.1], 1e6)[1], 0.0)
 
 
+@pytest.mark.parametrize("shift", [1e-4, 0.01, 0.2])
+def test_a_nearly_right_model_may_decode_to_an_error_of_half_the_range(shift):
+    """The truth is even between 0 and N; the decoded value is N, however small the shift to it."""
+    values = np.array([0.0, 1000.0])
+    decoded = mode(np.array([0.5 - shift, 0.5 + shift]), values)
+    assert float((decoded - mean([0.5, 0.5], values)) ** 2) == 500.0**2
+
+
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("k", range(5))
 def test_all_rules_agree_on_one_hot(rule, k):

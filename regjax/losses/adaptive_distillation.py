@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import (
+from regjax.losses.checks import (
     check_temperature,
     class_labels,
+    floating,
     mask_of_shape,
-    student_and_teacher,
     zero_unless,
 )
-from regjax.losses.grid import floating
+from regjax.losses.divergence import student_and_teacher
 from regjax.losses.tokens import token_cross_entropy
 
 

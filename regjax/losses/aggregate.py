@@ -9,10 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.labelled import check_range
-from regjax.losses.numeric import numbers_of_shape
+from regjax.losses.checks import check_range, floating, mask_of_shape, numbers_of_shape, zero_unless
 
 
 def aggregate_response(

@@ -19,14 +19,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import (
-    Divergence,
-    check_temperature,
-    class_labels,
-    divergence,
-    student_and_teacher,
-    zero_unless,
-)
+from regjax.losses.checks import check_temperature, class_labels, zero_unless
+from regjax.losses.divergence import Divergence, divergence, student_and_teacher
 from regjax.losses.tokens import token_cross_entropy
 
 
@@ -91,7 +85,9 @@ def distillation(
 
         The weights of Hinton's two terms belong to the caller, or see `labelled_distillation`.
         Differs from `torch.nn.functional.kl_div(reduction="mean")`, which also divides by the
-        number of classes.
+        number of classes. ms-swift's generalized Jensen-Shannon loss is `skew`; verl's recipe keeps
+        the formula of `jensen_shannon` and moves beta = 1 to 1 - 1e-6, where it is nearly zero.
+        The temperature of TRL's GKD is that of the samples, its loss has none.
 
     >>> import numpy as np
     >>> student, teacher = np.log([0.5, 0.5]), np.log([0.8, 0.2])
@@ -171,9 +167,7 @@ def labelled_distillation(
 
         loss = (1 - w) CE(label, softmax(student)) + w distillation(student, teacher)
 
-    w = `teacher_weight`. What `alpha` means differs: in Tunix it is w, in torchdistill 1 - w and
-    the whole cross-entropy and T^2 are left out for alpha = 0; mdistiller weighs the two terms by
-    0.1 and 0.9 at T = 4.
+    w = `teacher_weight`.
 
     Use it where there are labels beside the teacher.
 
@@ -194,6 +188,11 @@ def labelled_distillation(
     References:
         Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, 2015,
         https://arxiv.org/abs/1503.02531.
+
+        What `alpha` means differs: in Tunix it is w, 0.5 at T = 2; in torchdistill 1 - w, and for
+        alpha = 0 the whole cross-entropy and T^2 are left out. mdistiller has 0.1 and 0.9 for the
+        two terms at T = 4, the code of logit standardization 0.1 and 9 at T = 2, timm 1 and 1 at
+        T = 1. KD-Lib takes the squared error of the softened probabilities by default.
 
     >>> import numpy as np
     >>> student, teacher = np.log([0.5, 0.5]), np.log([0.8, 0.2])
@@ -230,8 +229,9 @@ def decoupled_distillation(
     """Decoupled knowledge distillation (DKD): the label's class and the others weighed apart.
 
         loss = T^2 (alpha KL(q_y, 1 - q_y || p_y, 1 - p_y) + beta KL(q' || p'))
+        q', p': of the classes other than y, normalised
 
-    q' and p' are the distributions over the classes other than y. Since KL(q || p) is the first
+    Since KL(q || p) is the first
     divergence plus 1 - q_y times the second, alpha = 1 and beta = 1 - q_y give `distillation`; for
     two classes the second is zero.
 
@@ -260,7 +260,8 @@ def decoupled_distillation(
 
         The authors' code takes y out by subtracting 1000 from its logit, here it is left out
         exactly; it adds cross-entropy of weight 1 and multiplies this loss by min(epoch / 20, 1),
-        both left to the caller.
+        both left to the caller. The loss is several times the size of `distillation`: its users
+        report much of the gain from plain distillation of that weight.
 
     >>> import numpy as np
     >>> student, teacher = np.log([0.5, 0.25, 0.25]), np.log([0.5, 0.4, 0.1])

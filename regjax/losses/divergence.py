@@ -1,4 +1,4 @@
-"""Divergences between two distributions, and the checks that the distillation losses share."""
+"""Divergences between two distributions, and the student and teacher that have them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.grid import floating
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
 
 Divergence: TypeAlias = Literal["forward", "reverse", "jensen_shannon", "skew"]
 
@@ -69,37 +69,6 @@ def student_and_teacher(
     where = mask_of_shape(where, student.shape[:-1])
     # Before the arithmetic as well as after it: the gradient of an ignored NaN would be NaN.
     return zero_unless(where, student), zero_unless(where, teacher), where
-
-
-def mask_of_shape(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
-    if where is None:
-        return None
-    where = jnp.asarray(where, bool)
-    if where.shape != shape:
-        raise ValueError(f"where has shape {where.shape}; expected {shape}")
-    return where
-
-
-def zero_unless(where: jax.Array | None, array: jax.Array) -> jax.Array:
-    """`array`, and zero where `where`, of its leading dimensions, is false."""
-    if where is None:
-        return array
-    return jnp.where(where.reshape(where.shape + (1,) * (array.ndim - where.ndim)), array, 0.0)
-
-
-def class_labels(labels: ArrayLike, shape: tuple[int, ...], size: int) -> jax.Array:
-    """Integer `labels` of that shape, those below zero as `size`: out of range, not from the end."""
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers; got {labels.dtype} of shape {labels.shape}")
-    if labels.shape != shape:
-        raise ValueError(f"labels have shape {labels.shape}; expected {shape}")
-    return jnp.where(labels < 0, size, labels.astype(jnp.int32))
-
-
-def check_temperature(temperature: ArrayLike) -> None:
-    if isinstance(temperature, int | float) and not temperature > 0.0:
-        raise ValueError(f"temperature must be positive; got {temperature}")
 
 
 def _kl_terms(first: jax.Array, second: jax.Array, ratio: jax.Array) -> jax.Array:

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
 from regjax.losses.labelled import logits_and_labels, of_label
 
 

@@ -18,9 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.labelled import per_class
+from regjax.losses.checks import floating, mask_of_shape, per_class, zero_unless
 from regjax.losses.worst_case import exponentiated_gradient
 
 
@@ -158,7 +156,7 @@ def cvar_dual(
     With t a trained parameter the mean over mini-batches is without bias. The best t is the loss
     that a fraction a of the examples exceeds; start from a typical loss.
 
-    Use it for the same with small batches.
+    Use it in place of `cvar_weights` where batches are small.
 
     Args:
         losses: v `[...]`, floating.

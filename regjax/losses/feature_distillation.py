@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import student_and_teacher, zero_unless
+from regjax.losses.checks import zero_unless
+from regjax.losses.divergence import student_and_teacher
 from regjax.losses.standardization import centred_and_squares, root, scaled
 
 

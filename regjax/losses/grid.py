@@ -31,12 +31,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
 from regjax.scores import ScoreGrid, TokenGrid
 
 Codec: TypeAlias = TokenGrid | ScoreGrid | ArrayLike
 
 
-def grid_log_probs(logits: ArrayLike, codec: Codec, *, normalize: bool = False) -> jax.Array:
+def grid_log_probs(
+    logits: ArrayLike,
+    codec: Codec,
+    *,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
     """Log-probability of every value of a grid, a sum over the tokens that write it.
 
         log p(str(y_k) | x) = sum_t ( logits[k, t, token_kt] - logsumexp_v logits[k, t, v] )
@@ -54,13 +61,15 @@ def grid_log_probs(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
             single tokens, entries off the grid then have a gradient of exactly zero. Where every
             probability is exactly zero the result is uniform, with zero gradient: what a large
             negative finite logit in place of -inf would give.
+        where: `[...]`, the examples that count; the others have log-probabilities of zero, which
+            are of no distribution: leave them out of what follows, too.
 
     Returns:
         Float32 `[..., K]`, at most zero.
 
     Raises:
         TypeError: logits of a type that is not floating.
-        ValueError: a shape of logits that does not fit the grid; a token id beyond V.
+        ValueError: a shape of logits or of `where` that does not fit the grid; a token id beyond V.
 
     References:
         Lukasik, Narasimhan, Menon, Yu, Kumar, *Regression-aware Inference with LLMs*, 2024,
@@ -75,19 +84,12 @@ def grid_log_probs(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
     ['0.2500', '0.7500']
     """
     logits = floating(logits, "logits")
+    where = mask_of_shape(where, _leading_shape(logits, codec))
+    # Before the arithmetic as well as after it: the gradient of an ignored NaN would be NaN.
+    logits = zero_unless(where, logits)
     if not isinstance(codec, TokenGrid):
-        count = grid_values(codec).shape[0]
-        if logits.ndim < 1 or logits.shape[-1] != count:
-            raise ValueError(
-                f"a grid given by its {count} values needs their log-probabilities, "
-                f"[..., {count}]; got shape {logits.shape}. For logits over a vocabulary, "
-                "give a TokenGrid"
-            )
         log_probs = logits
     elif codec.single_token:
-        if logits.ndim < 1:
-            raise ValueError("a grid of single tokens needs logits [..., V]; got a scalar")
-        _check_tokens_in_vocabulary(codec, logits.shape[-1])
         log_probs = jnp.take(logits, codec.tokens[:, 0], axis=-1)
         if not normalize:
             log_probs = _log_softmax_of(log_probs, logits)
@@ -96,10 +98,10 @@ def grid_log_probs(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
     if normalize:
         impossible = jnp.all(log_probs == -jnp.inf, axis=-1, keepdims=True)
         log_probs = jax.nn.log_softmax(jnp.where(impossible, 0.0, log_probs), axis=-1)
-    return log_probs
+    return zero_unless(where, log_probs)
 
 
-def grid_mass(logits: ArrayLike, codec: Codec) -> jax.Array:
+def grid_mass(logits: ArrayLike, codec: Codec, *, where: ArrayLike | None = None) -> jax.Array:
     """Probability that the model writes any value of the grid.
 
         mass = sum_k p(str(y_k) | x)
@@ -110,6 +112,7 @@ def grid_mass(logits: ArrayLike, codec: Codec) -> jax.Array:
     Args:
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`.
         codec: the grid.
+        where: `[...]`, the examples that count.
 
     Returns:
         Float32 `[...]`, from zero to one up to rounding.
@@ -126,10 +129,18 @@ def grid_mass(logits: ArrayLike, codec: Codec) -> jax.Array:
     >>> print(f"{grid_mass(np.log([0.1, 0.2, 0.4]), [1.0, 2.0, 3.0]):.4f}")
     0.7000
     """
-    return jnp.exp(grid_log_probs(logits, codec)).sum(axis=-1)
+    log_probs = grid_log_probs(logits, codec, where=where)
+    where = mask_of_shape(where, log_probs.shape[:-1])
+    return zero_unless(where, jnp.exp(log_probs).sum(axis=-1))
 
 
-def expected_score(logits: ArrayLike, codec: Codec, *, normalize: bool = False) -> jax.Array:
+def expected_score(
+    logits: ArrayLike,
+    codec: Codec,
+    *,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+) -> jax.Array:
     """Expected score, the regression-aware prediction under squared error.
 
         yhat = sum_k p(str(y_k) | x) y_k
@@ -144,6 +155,7 @@ def expected_score(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
         logits: `[..., V]`, `[..., K, T, V]` or `[..., K]`, see `regjax.losses.grid`.
         codec: the grid.
         normalize: divide the probabilities by their sum over the grid.
+        where: `[...]`, the examples that count.
 
     Returns:
         Float32 `[...]`, in the units of the grid's values.
@@ -155,6 +167,9 @@ def expected_score(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
         Lukasik, Narasimhan, Menon, Yu, Kumar, *Regression-aware Inference with LLMs*, 2024,
         https://arxiv.org/abs/2403.04182, scoring estimator.
 
+        TRACT's and REAL's code do not normalise, `RAFTInferenceFn` of regress-lm does. TRACT's takes
+        the softmax in the type of the logits, bfloat16.
+
     >>> import numpy as np
     >>> log_probs = np.log([0.1, 0.2, 0.4])
     >>> print(f"{expected_score(log_probs, [1.0, 2.0, 3.0]):.4f}")
@@ -162,8 +177,9 @@ def expected_score(logits: ArrayLike, codec: Codec, *, normalize: bool = False) 
     >>> print(f"{expected_score(log_probs, [1.0, 2.0, 3.0], normalize=True):.4f}")
     2.4286
     """
-    probs = jnp.exp(grid_log_probs(logits, codec, normalize=normalize))
-    return jnp.sum(probs * grid_values(codec), axis=-1)
+    probs = jnp.exp(grid_log_probs(logits, codec, normalize=normalize, where=where))
+    where = mask_of_shape(where, probs.shape[:-1])
+    return zero_unless(where, jnp.sum(probs * grid_values(codec), axis=-1))
 
 
 def grid_values(codec: Codec) -> jax.Array:
@@ -175,23 +191,35 @@ def grid_values(codec: Codec) -> jax.Array:
     return values
 
 
-def floating(array: ArrayLike, name: str) -> jax.Array:
-    """`array` in float32; `TypeError` where it is not floating."""
-    array = jnp.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating; got {array.dtype} of shape {array.shape}")
-    return array.astype(jnp.float32)
+def _leading_shape(logits: jax.Array, codec: Codec) -> tuple[int, ...]:
+    """The shape `[...]` before what the grid asks for; `ValueError` where the logits are not of it."""
+    if not isinstance(codec, TokenGrid):
+        count = grid_values(codec).shape[0]
+        if logits.ndim < 1 or logits.shape[-1] != count:
+            raise ValueError(
+                f"a grid given by its {count} values needs their log-probabilities, "
+                f"[..., {count}]; got shape {logits.shape}. For logits over a vocabulary, "
+                "give a TokenGrid"
+            )
+        return logits.shape[:-1]
+    count, length = codec.tokens.shape
+    if codec.single_token:
+        if logits.ndim < 1:
+            raise ValueError("a grid of single tokens needs logits [..., V]; got a scalar")
+        leading = logits.shape[:-1]
+    else:
+        if logits.ndim < 3 or logits.shape[-3:-1] != (count, length):
+            raise ValueError(
+                f"a grid of {count} values of up to {length} tokens needs the logits of every "
+                f"candidate, [..., {count}, {length}, V]; got shape {logits.shape}"
+            )
+        leading = logits.shape[:-3]
+    _check_tokens_in_vocabulary(codec, logits.shape[-1])
+    return leading
 
 
 def _candidate_log_probs(logits: jax.Array, codec: TokenGrid) -> jax.Array:
     """`[..., K]` from the logits `[..., K, T, V]` of every candidate."""
-    count, length = codec.tokens.shape
-    if logits.ndim < 3 or logits.shape[-3:-1] != (count, length):
-        raise ValueError(
-            f"a grid of {count} values of up to {length} tokens needs the logits of every "
-            f"candidate, [..., {count}, {length}, V]; got shape {logits.shape}"
-        )
-    _check_tokens_in_vocabulary(codec, logits.shape[-1])
     mask = jnp.asarray(codec.mask)
     tokens = jnp.asarray(codec.tokens)[..., None]
     tokens = tokens.reshape((1,) * (logits.ndim - 3) + tokens.shape)

@@ -1,14 +1,12 @@
-"""What the losses of logits with integer labels share: the checks, the label's entry, the rest."""
+"""What the losses of logits with integer labels share: their input, the label's entry, the rest."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import class_labels, mask_of_shape, zero_unless
-from regjax.losses.grid import floating
+from regjax.losses.checks import class_labels, floating, mask_of_shape, zero_unless
 
 
 def logits_and_labels(
@@ -43,20 +41,3 @@ def log_rest(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     """log(1 - p_label), which keeps its digits and a finite gradient as p_label tends to one."""
     others = jnp.where(is_label(labels, log_probs.shape[-1]), -jnp.inf, log_probs)
     return jax.nn.logsumexp(others, axis=-1)
-
-
-def per_class(values: ArrayLike, name: str, count: int) -> jax.Array:
-    """Positive `values [K]` in float32; the sign is checked unless they are JAX arrays."""
-    if not isinstance(values, jax.Array) and not np.all(np.asarray(values) > 0):
-        raise ValueError(f"{name} must be positive; got {np.asarray(values).tolist()}")
-    array = jnp.asarray(values, jnp.float32)
-    if array.shape != (count,):
-        raise ValueError(f"{name} have shape {array.shape}; expected ({count},), one per class")
-    return array
-
-
-def check_range(value: object, name: str, low: float, high: float = float("inf")) -> None:
-    """Raises unless a Python number lies in [low, high]; arrays, of a schedule say, may be traced."""
-    if isinstance(value, int | float) and not low <= value <= high:
-        interval = f"[{low:g}, {high:g}]" if high < float("inf") else f"[{low:g}, inf)"
-        raise ValueError(f"{name} must lie in {interval}; got {value}")

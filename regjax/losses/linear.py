@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import class_labels, mask_of_shape, zero_unless
+from regjax.losses.checks import class_labels, mask_of_shape, zero_unless
 from regjax.losses.grid import expected_score
 from regjax.losses.linear_at_once import picked_loss
 from regjax.losses.linear_picks import Picks, picks

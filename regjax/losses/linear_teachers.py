@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import Divergence, check_temperature, mask_of_shape
+from regjax.losses.checks import check_temperature, mask_of_shape
+from regjax.losses.divergence import Divergence
 from regjax.losses.linear import BLOCK, CHUNK
 from regjax.losses.linear_divergence import projected_divergence
 from regjax.losses.linear_picks import picks

@@ -13,16 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.labelled import (
-    check_range,
-    is_label,
-    log_rest,
-    logits_and_labels,
-    of_label,
-    per_class,
-)
+from regjax.losses.checks import check_range, floating, per_class, zero_unless
+from regjax.losses.labelled import is_label, log_rest, logits_and_labels, of_label
 
 
 def logit_adjusted(
@@ -237,7 +229,7 @@ def softmax_focal(
         https://arxiv.org/abs/1708.02002, whose gamma is 2.
 
         Class weights belong outside: code that gives them to the cross-entropy and takes p_y from
-        it has the wrong p_y.
+        it, as that of LDAM, has the wrong p_y.
 
     >>> import numpy as np
     >>> print(f"{softmax_focal(np.array([2.0, 1.0, 0.1, -1.0]), 0, gamma=1.0):.4f}")

@@ -64,8 +64,8 @@ def confident_noise_matrix(probabilities: ArrayLike, labels: ArrayLike) -> np.nd
     estimate, even from exact posteriors: it is exact if the confident class of every example is its
     true class.
 
-    Use it for the same, or to see which classes are confused, where the model is confident of the
-    right class for most examples but no example is certain.
+    Use it in place of `anchor_noise_matrix`, or to see which classes are confused, where the model is
+    confident of the right class for most examples but no example is certain.
 
     Args:
         probabilities: p `[N, K]`, the noisy labels' probabilities, out of sample.

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.labelled import check_range, is_label, logits_and_labels, of_label
+from regjax.losses.checks import check_range, floating, zero_unless
+from regjax.losses.labelled import is_label, logits_and_labels, of_label
 from regjax.losses.tokens import token_cross_entropy
 
 _LOG_ZERO = math.log(1e-4)

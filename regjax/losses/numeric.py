@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
+from regjax.losses.checks import floating, mask_of_shape, numbers_of_shape, zero_unless
 
 
 def pinball(
@@ -159,11 +158,3 @@ def relative_error(
 def magnitude(array: jax.Array) -> jax.Array:
     """|array| with a gradient of zero at zero, where `jnp.abs` has one: a minimum is stationary."""
     return array * jnp.sign(array)
-
-
-def numbers_of_shape(array: ArrayLike, name: str, shape: tuple[int, ...]) -> jax.Array:
-    """Real numbers of any type, in float32; `ValueError` where they have another shape."""
-    array = jnp.asarray(array, jnp.float32)
-    if array.shape != shape:
-        raise ValueError(f"{name} have shape {array.shape}; expected {shape}")
-    return array

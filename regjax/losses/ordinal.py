@@ -10,9 +10,15 @@ import optax
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import class_labels, mask_of_shape, zero_unless
-from regjax.losses.grid import Codec, floating, grid_log_probs, grid_values
-from regjax.losses.numeric import magnitude, numbers_of_shape
+from regjax.losses.checks import (
+    class_labels,
+    floating,
+    mask_of_shape,
+    numbers_of_shape,
+    zero_unless,
+)
+from regjax.losses.grid import Codec, grid_log_probs, grid_values
+from regjax.losses.numeric import magnitude
 
 
 def coral(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -73,8 +79,9 @@ def corn(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
 
     References:
         Shi, Cao, Raschka, *Deep Neural Networks for Rank-Consistent Ordinal Regression Based On
-        Conditional Probabilities*, 2021, https://arxiv.org/abs/2111.08851. Older releases of
-        coral-pytorch divide the sum by K instead, so that it grows with the batch.
+        Conditional Probabilities*, 2021, https://arxiv.org/abs/2111.08851.
+
+        Older releases of coral-pytorch divide the sum by K instead, so that it grows with the batch.
 
     >>> import numpy as np
     >>> logits = np.array([[2.1, 1.8, -2.1, -1.8], [1.9, -1.0, -1.5, -1.3]])
@@ -113,6 +120,9 @@ def exceedance(logits: ArrayLike, *, kind: Literal["coral", "corn"]) -> jax.Arra
     References:
         Cao, Mirjalili, Raschka, 2020, https://arxiv.org/abs/1901.07884, and Shi, Cao, Raschka,
         2021, https://arxiv.org/abs/2111.08851.
+
+        The documentation of coral-pytorch names the last axis of these logits by the number of
+        classes K; its code has K - 1, too.
 
     >>> import numpy as np
     >>> probabilities = exceedance(np.array([2.1, 1.8, -2.1, -1.8]), kind="corn")
@@ -180,12 +190,12 @@ def earth_mover(
         raise ValueError(
             f"soft_labels have shape {soft_labels.shape}; expected [..., {len(values)}]"
         )
-    where = mask_of_shape(where, soft_labels.shape[:-1])
-    probs = jnp.exp(grid_log_probs(zero_unless(where, logits), codec, normalize=True))
+    probs = jnp.exp(grid_log_probs(logits, codec, normalize=True, where=where))
     if probs.shape != soft_labels.shape:
         raise ValueError(
             f"soft_labels have shape {soft_labels.shape}, but the logits are of a grid {probs.shape}"
         )
+    where = mask_of_shape(where, soft_labels.shape[:-1])
     soft_labels = jax.lax.stop_gradient(zero_unless(where, soft_labels))
     differences = jnp.cumsum(probs - soft_labels, axis=-1)[..., :-1]
     gaps = jnp.diff(values)
@@ -240,7 +250,8 @@ def fidelity(
 ) -> jax.Array:
     """Fidelity loss of a pair: whether two predicted scores prefer the item that people prefer.
 
-        loss = 1 - sqrt(P G + eps) - sqrt((1 - P) (1 - G) + eps),    P = thurstone(first, second)
+        loss = 1 - sqrt(P G + eps) - sqrt((1 - P) (1 - G) + eps)
+        P = thurstone(first, second),    G = preferences
 
     From about zero, at P = G, to one, so a pair that is far wrong has a bounded loss, and hardly
     a gradient.
@@ -265,8 +276,9 @@ def fidelity(
 
     References:
         Tsai et al., *FRank: A Ranking Method with Fidelity Loss*, SIGIR 2007; as in You et al.,
-        CVPR 2025, https://arxiv.org/abs/2501.11561, whose code also adds 1e-8 to the variance of
-        the ratings.
+        CVPR 2025, https://arxiv.org/abs/2501.11561.
+
+        The code of You et al. also adds 1e-8 to the variance of the ratings.
 
     >>> preferences = thurstone(4.0, 2.5, variance=2 * 0.6**2)
     >>> print(f"{fidelity(3.5, 3.0, preferences):.4f}")

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import Codec, expected_score, floating
-from regjax.losses.numeric import numbers_of_shape
+from regjax.losses.checks import floating, mask_of_shape, numbers_of_shape, zero_unless
+from regjax.losses.grid import Codec, expected_score
 from regjax.losses.soft_labels import soft_label_loss, two_hot
 
 
@@ -208,8 +207,10 @@ def real(
 
     References:
         Zhang, Chen, Zhou, Leong, Wu, Lukasik, *REAL: Regression-Aware Reinforcement Learning for
-        LLM-as-a-Judge*, 2026, https://arxiv.org/abs/2603.17145. The authors' code also counts the
-        score's token, with an advantage of zero, in the mean over tokens.
+        LLM-as-a-Judge*, 2026, https://arxiv.org/abs/2603.17145.
+
+        The authors' code also counts the score's token, with an advantage of zero, in the mean over
+        tokens, and reads a grid from 1 to 5 where the paper's is said to be from 0 to 9.
 
     >>> import numpy as np
     >>> logits = np.log([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])
@@ -217,15 +218,14 @@ def real(
     >>> [f"{loss:.4f}" for loss in losses]
     ['4.1694', '1.9030']
     """
-    targets = jnp.asarray(targets, jnp.float32)
-    where = mask_of_shape(where, targets.shape)
-    logits = zero_unless(where, floating(logits, "logits"))
-    targets = zero_unless(where, targets)
-    predictions = expected_score(logits, codec, normalize=normalize)
+    # Once, so that the gradients of the score and of the label are added before they are rounded.
+    logits = floating(logits, "logits")
+    predictions = expected_score(logits, codec, normalize=normalize, where=where)
     targets = numbers_of_shape(targets, "targets", predictions.shape)
+    targets = zero_unless(mask_of_shape(where, targets.shape), targets)
     rewards = of_error = -jnp.square(predictions - targets)
     labels = two_hot(targets, codec)
-    log_label = -soft_label_loss(logits, labels, codec, normalize=normalize)
+    log_label = -soft_label_loss(logits, labels, codec, normalize=normalize, where=where)
     if label_weight != 0.0:
         rewards = of_error + label_weight * log_label
     if form == "paper":

@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.numeric import numbers_of_shape
+from regjax.losses.checks import floating, mask_of_shape, numbers_of_shape, zero_unless
 
 Surrogate: TypeAlias = Literal["logistic", "hinge", "squared_hinge", "zero_one"]
 
@@ -58,8 +56,10 @@ def pairwise_ranking(
 
     References:
         Lukasik et al., *Bipartite ranking from multiple labels: on loss versus label aggregation*,
-        ICML 2025, https://arxiv.org/abs/2504.11284. With costs y_i - y_j and the logistic
-        surrogate, `rax.pairwise_logistic_loss` with `labeldiff` weights up to a constant.
+        ICML 2025, https://arxiv.org/abs/2504.11284.
+
+        With costs y_i - y_j and the logistic surrogate, `rax.pairwise_logistic_loss` with
+        `labeldiff` weights is this up to a constant.
 
     >>> import numpy as np
     >>> scores, labels = np.array([2.0, 0.5, 1.0]), np.array([1, 0, 0])

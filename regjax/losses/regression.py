@@ -14,14 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.grid import (
-    Codec,
-    expected_score,
-    floating,
-    grid_log_probs,
-    grid_mass,
-    grid_values,
-)
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
+from regjax.losses.grid import Codec, expected_score, grid_log_probs, grid_mass, grid_values
+from regjax.losses.numeric import magnitude
 
 ErrorLoss = Literal["squared", "absolute", "huber"]
 
@@ -34,6 +29,7 @@ def raft(
     normalize: bool = False,
     loss: ErrorLoss = "squared",
     delta: float = 1.0,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Regression-aware fine-tuning: the error of the expected score.
 
@@ -57,6 +53,8 @@ def raft(
         loss: `"squared"`, e^2 without a factor 1/2, as published; `"absolute"`, |e|; `"huber"`,
             `optax.losses.huber_loss`: e^2 / 2 up to `delta`, then delta (|e| - delta / 2).
         delta: where the Huber loss becomes linear, in units of the score.
+        where: `[...]`, the examples that count. The others get a loss and a gradient of exactly
+            zero, whatever their target and even where their logits are not finite.
 
     Returns:
         Float32 `[...]`, one loss per example.
@@ -69,6 +67,9 @@ def raft(
         Lukasik, Meng, Narasimhan, Chang, Menon, Yu, Kumar, *Better autoregressive regression with
         LLMs via regression-aware fine-tuning*, ICLR 2025, https://openreview.net/forum?id=xGs7Ch3Vyo
 
+        TRACT's code divides the mean over a batch by the size of the batch once more, so that a
+        weight of 1 beside its cross-entropy is one of 1 / B.
+
     >>> import numpy as np
     >>> from regjax.scores import TokenGrid
     >>> codec = TokenGrid.from_ids([0, 1, 2, 3, 4], [1, 2, 3, 4, 5])
@@ -77,8 +78,8 @@ def raft(
     >>> print(f"{raft(np.zeros(8), 4, codec, normalize=True):.4f}")
     1.0000
     """
-    predictions = expected_score(logits, codec, normalize=normalize)
-    targets = _targets_of_shape(targets, predictions.shape)
+    predictions = expected_score(logits, codec, normalize=normalize, where=where)
+    targets = _targets_of_shape(targets, predictions.shape, where)
     return _error_loss(predictions, targets, loss, delta)
 
 
@@ -90,6 +91,7 @@ def expected_risk(
     normalize: bool = True,
     loss: ErrorLoss = "squared",
     delta: float = 1.0,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Minimum-Bayes-risk training: the expected error of the score, not the error of its mean.
 
@@ -108,6 +110,7 @@ def expected_risk(
             default: the unnormalised sum is zero for a model that writes no number at all.
         loss: `"squared"`, `"absolute"` or `"huber"`, as in `raft`.
         delta: where the Huber loss becomes linear, in units of the score.
+        where: `[...]`, the examples that count.
 
     Returns:
         Float32 `[...]`, one loss per example.
@@ -124,10 +127,11 @@ def expected_risk(
     >>> print(f"{expected_risk(np.log([0.25, 0.5, 0.25]), 2.5, [1.0, 2.0, 3.0]):.4f}")
     0.7500
     """
-    probs = jnp.exp(grid_log_probs(logits, codec, normalize=normalize))
-    targets = _targets_of_shape(targets, probs.shape[:-1])
+    probs = jnp.exp(grid_log_probs(logits, codec, normalize=normalize, where=where))
+    targets = _targets_of_shape(targets, probs.shape[:-1], where)
     values, targets = jnp.broadcast_arrays(grid_values(codec), targets[..., None])
-    return jnp.sum(probs * _error_loss(values, targets, loss, delta), axis=-1)
+    risks = jnp.sum(probs * _error_loss(values, targets, loss, delta), axis=-1)
+    return zero_unless(mask_of_shape(where, risks.shape), risks)
 
 
 def number_token(
@@ -136,11 +140,14 @@ def number_token(
     codec: Codec,
     *,
     kind: Literal["wasserstein", "mse"] = "wasserstein",
+    squash: float | None = None,
     reweigh: bool = False,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Number token loss, on the distribution q renormalised over the grid.
 
         wasserstein: sum_k q_k |y_k - y|        mse: (sum_k q_k y_k - y)^2
+        squashed:    sum_k q_k D(|y_k - y|),    D(d) = 1 + (s - 1) (d - d_min) / (d_max - d_min)
 
     The first is the Wasserstein-1 distance between q and a point mass at the target, with the true
     gaps between the values, so it holds for any spacing and for targets off the grid. Neither sees
@@ -155,24 +162,31 @@ def number_token(
         codec: the grid.
         kind: `"wasserstein"` or `"mse"`. The latter has spurious minima: half the mass on 0 and
             half on 8 is free for a target of 4.
+        squash: s, above 1, how many times as much the farthest value of the grid costs as the
+            nearest wrong one; `None`, in proportion to their distances. For `"wasserstein"`: d_min is the
+            smallest distance of two values of the grid, d_max the largest, and D(d) = d / d_min
+            below d_min, so that D(0) = 0. Not in the paper.
         reweigh: mass * loss + 1.01 * d * (1 - mass), with d the largest distance on the grid (its
-            square for `"mse"`), so that leaving the grid is never cheaper than the worst value on
-            it. Not in the paper.
+            square for `"mse"`, s if squashed), so that leaving the grid is never cheaper than the
+            worst value on it. Not in the paper.
+        where: `[...]`, the examples that count.
 
     Returns:
         Float32 `[...]`, one loss per example.
 
     Raises:
         TypeError: logits of a type that is not floating.
-        ValueError: shapes that do not fit; a token id beyond V; an unknown `kind`.
+        ValueError: shapes that do not fit; a token id beyond V; an unknown `kind`; `squash` not
+            above 1, or for `"mse"`.
 
     References:
         Zausinger et al., *Regress, Don't Guess: A Regression-like Loss on Number Tokens for
         Language Models*, ICML 2025, https://arxiv.org/abs/2411.02083.
 
         Differs from the authors' code, which adds up differences of cumulative sums without the
-        gaps between values and so is exact for unit spacing only, takes targets as token ids, and
-        in the `ntloss` package reweighs by default, with d = 9 for digits.
+        gaps between values and so is exact for sorted values of unit spacing only, and takes targets
+        as token ids, in the `ntloss` package of single digits only unless told otherwise. That
+        package reweighs by default; of digits, d is 9, and 81 for `"mse"`.
 
     >>> import numpy as np
     >>> digits = np.arange(10.0)
@@ -187,19 +201,38 @@ def number_token(
     # Once, so that the gradients of the loss and of the mass are added before they are rounded.
     logits = floating(logits, "logits")
     values = grid_values(codec)
-    span = jnp.max(values) - jnp.min(values)
-    if kind == "wasserstein":
-        losses = expected_risk(logits, targets, codec, loss="absolute")
-        largest = span
+    largest = jnp.max(values) - jnp.min(values)
+    if squash is not None and not (kind == "wasserstein" and squash > 1.0):
+        raise ValueError(
+            f"squash must be above 1, and is of kind 'wasserstein' only; got {squash} and {kind!r}"
+        )
+    if squash is not None:
+        probs = jnp.exp(grid_log_probs(logits, codec, normalize=True, where=where))
+        distances = magnitude(
+            values - _targets_of_shape(targets, probs.shape[:-1], where)[..., None]
+        )
+        losses = jnp.sum(probs * _squashed(distances, values, squash), axis=-1)
+        largest = jnp.float32(squash)
+    elif kind == "wasserstein":
+        losses = expected_risk(logits, targets, codec, loss="absolute", where=where)
     elif kind == "mse":
-        losses = raft(logits, targets, codec, normalize=True)
-        largest = span**2
+        losses = raft(logits, targets, codec, normalize=True, where=where)
+        largest = jnp.square(largest)
     else:
         raise ValueError(f"kind must be 'wasserstein' or 'mse'; got {kind!r}")
     if reweigh:
-        mass = grid_mass(logits, codec)
+        mass = grid_mass(logits, codec, where=where)
         losses = mass * losses + 1.01 * largest * (1.0 - mass)
-    return losses
+    return zero_unless(mask_of_shape(where, losses.shape), losses)
+
+
+def _squashed(distances: jax.Array, values: jax.Array, factor: float) -> jax.Array:
+    """0 at 0, 1 at the smallest distance of two values and `factor` at the largest, linear between."""
+    smallest = jnp.min(jnp.diff(jnp.sort(values)))
+    # At least twice the smallest distance is the largest of three values; of two it is the same.
+    beyond = jnp.maximum(jnp.max(values) - jnp.min(values) - smallest, smallest)
+    far = jnp.maximum(distances - smallest, 0.0) / beyond
+    return jnp.minimum(distances / smallest, 1.0) + (factor - 1.0) * far
 
 
 def _error_loss(
@@ -208,19 +241,19 @@ def _error_loss(
     if loss == "squared":
         return optax.losses.squared_error(predictions, targets)
     if loss == "absolute":
-        errors = predictions - targets
-        # `jnp.abs` has a gradient of one at zero; an exact prediction should be stationary.
-        return errors * jnp.sign(errors)
+        return magnitude(predictions - targets)
     if loss == "huber":
         return optax.losses.huber_loss(predictions, targets, delta=delta)
     raise ValueError(f"loss must be 'squared', 'absolute' or 'huber'; got {loss!r}")
 
 
-def _targets_of_shape(targets: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+def _targets_of_shape(
+    targets: ArrayLike, shape: tuple[int, ...], where: ArrayLike | None
+) -> jax.Array:
     targets = jnp.asarray(targets, jnp.float32)
     if targets.shape != shape:
         raise ValueError(
-            f"targets have shape {targets.shape}, but the leading dimensions of the logits are "
-            f"{shape}; see regjax.losses.grid for the shapes that go with each form of grid"
+            f"targets have shape {targets.shape}; expected {shape}, the leading dimensions of the "
+            "logits: see regjax.losses.grid for the shapes that go with each form of grid"
         )
-    return targets
+    return zero_unless(mask_of_shape(where, shape), targets)

@@ -8,14 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
 from regjax.losses.distillation import distillation
-from regjax.losses.divergence import (
-    Divergence,
-    mask_of_shape,
-    student_and_teacher,
-    zero_unless,
-)
-from regjax.losses.grid import floating
+from regjax.losses.divergence import Divergence, student_and_teacher
 from regjax.losses.tokens import token_cross_entropy
 
 
@@ -60,6 +55,8 @@ def sequence_distillation(
         https://arxiv.org/abs/1606.07947, word-level.
         Agarwal et al., *On-Policy Distillation of Language Models*, ICLR 2024,
         https://arxiv.org/abs/2306.13649, on the student's own samples.
+
+        Tunix averages over all positions, those of the padding too.
 
     >>> import numpy as np
     >>> student, teacher = np.log([[0.5, 0.5], [0.5, 0.5]]), np.log([[0.8, 0.2], [0.5, 0.5]])
@@ -193,15 +190,15 @@ def on_policy_distillation(
 ) -> jax.Array:
     """Reverse divergence of whole sequences, on a sequence that the student sampled (MiniLLM).
 
-        loss = -sum_t sg(A_t) log p_t(token_t) + sum_t KL(p_t || q_t)
-        reward_t = log q_t(token_t) - log p_t(token_t),    sg = stop gradient
+        single_step: loss = sum_t KL(p_t || q_t) - sum_t A_t log p_t(token_t),    A_t = gamma G_{t+1}
+        else:        loss = -sum_t A_t log p_t(token_t),    A_t = G_t
+        G = discounted_returns(reward),    reward_t = log q_t(token_t) - log p_t(token_t)
 
-    A_t, with `single_step`, is the discounted return after step t, gamma G_{t+1}, since the second
-    sum holds the step's own divergence over all tokens; without it, A_t = G_t and the second sum is
-    left out. The value says little: it is the gradient that estimates the gradient of
-    KL(p || q) over sequences, without bias for gamma = 1 and no length normalisation, where the
-    tokens are samples of softmax(student). With gamma = 0 and `single_step`, the default of TRL, it
-    is `sequence_distillation(kind="reverse")`.
+    A_t has no gradient. With `single_step` it leaves out the step's own reward, of which the first
+    sum holds minus the mean over all tokens. The value says little: it is the gradient that
+    estimates the gradient of KL(p || q) over sequences, without bias for gamma = 1 and no length
+    normalisation, where the tokens are samples of softmax(student). With gamma = 0 and
+    `single_step`, the default of TRL, it is `sequence_distillation(kind="reverse")`.
 
     Use it on the student's own samples, where it is not to write what the teacher finds improbable.
 
@@ -226,6 +223,9 @@ def on_policy_distillation(
         Gu, Dong, Wei, Huang, *MiniLLM: Knowledge Distillation of Large Language Models*, ICLR 2024,
         https://arxiv.org/abs/2306.08543, in the form documented by TRL; without the paper's
         sampling from a mixture with the teacher and without its language modelling loss.
+
+        Without `single_step`, gamma = 0 is what TRL calls the on-policy distillation of Tinker.
+        TRL's mask of the advantages is of ones, so that padding on the right enters them.
 
     >>> import numpy as np
     >>> student, teacher = np.log([[0.5, 0.5]]), np.log([[0.8, 0.2]])

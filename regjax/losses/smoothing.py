@@ -1,6 +1,7 @@
 """Label smoothing and the corrections for label noise, as one family of matrices on the losses.
 
-Everywhere K is the number of classes, p = softmax(logits), l_j = -log p_j and a the rate.
+Everywhere K is the number of classes, p = softmax(logits), l_j = -log p_j, a is the rate and M its
+`smearing_matrix`, or any matrix whose rows are probabilities.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import zero_unless
-from regjax.losses.labelled import check_range, log_rest, logits_and_labels, of_label
+from regjax.losses.checks import check_range, zero_unless
+from regjax.losses.labelled import log_rest, logits_and_labels, of_label
 
 Smearing = Literal["smoothing", "backward", "forward"]
 
@@ -77,9 +78,11 @@ def label_smearing(
         Noisy Labels*, ICML 2022, https://arxiv.org/abs/2106.04149, for negative rates; they report
         the better of training from scratch and from a model warmed up with cross-entropy.
 
-        As in `optax.smooth_labels`, timm and PyTorch a / K goes to every class, the label's too. In
-        Flax's WMT example, tensor2tensor and big_vision e / (K - 1) goes to the others only: pass
-        `smearing_rate(e, K)`. The WMT example also subtracts the entropy of the smoothed label.
+        As in `optax.smooth_labels`, timm, PyTorch and Keras a / K goes to every class, the label's
+        too. In Flax's WMT example, tensor2tensor, ESPnet, icefall and big_vision e / (K - 1) goes to
+        the others only: pass `smearing_rate(e, K)`. The WMT example also subtracts the entropy of
+        the smoothed label. A class that `optax.smooth_labels` leaves out by its mask still gets a
+        share, for the loss to mask again; here a matrix says which classes get one.
 
     >>> import numpy as np
     >>> logits = np.array([2.0, 1.0, 0.1, -1.0])

@@ -19,8 +19,8 @@ from jax.scipy.special import entr, log_ndtr, ndtr
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import Codec, floating, grid_log_probs, grid_values
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
+from regjax.losses.grid import Codec, grid_log_probs, grid_values
 from regjax.scores import ScoreGrid, TokenGrid
 
 
@@ -60,8 +60,10 @@ def soft_label_loss(
     References:
         You et al., *Teaching Large Language Models to Regress Accurate Image Quality Scores using
         Score Distribution*, CVPR 2025, https://arxiv.org/abs/2501.11561: `kind="kl"`, under the
-        softmax over all V. Their code adds it inside the next-token loss, so its weight there, 1.0,
-        is multiplied by that of the next token, 0.05.
+        softmax over all V, where scores are read out under the softmax over the levels alone.
+
+        Their code adds it inside the next-token loss, so its weight there, 1.0, is multiplied by
+        that of the next token, 0.05.
 
     >>> import numpy as np
     >>> logits = np.log([0.2, 0.5, 0.3])
@@ -72,14 +74,13 @@ def soft_label_loss(
     count = grid_values(codec).shape[0]
     if soft_labels.ndim < 1 or soft_labels.shape[-1] != count:
         raise ValueError(f"soft_labels have shape {soft_labels.shape}; expected [..., {count}]")
-    where = mask_of_shape(where, soft_labels.shape[:-1])
-    # Before the arithmetic as well as after it: the gradient of an ignored NaN would be NaN.
-    log_probs = grid_log_probs(zero_unless(where, logits), codec, normalize=normalize)
+    log_probs = grid_log_probs(logits, codec, normalize=normalize, where=where)
     if log_probs.shape != soft_labels.shape:
         raise ValueError(
             f"soft_labels have shape {soft_labels.shape}, but the logits are of a grid "
             f"{log_probs.shape}"
         )
+    where = mask_of_shape(where, soft_labels.shape[:-1])
     soft_labels = jax.lax.stop_gradient(zero_unless(where, soft_labels))
     losses = -jnp.sum(soft_labels * jnp.where(soft_labels == 0.0, 0.0, log_probs), axis=-1)
     if kind == "kl":
@@ -167,9 +168,10 @@ def gaussian_levels(
 
     References:
         You et al., *Teaching Large Language Models to Regress Accurate Image Quality Scores using
-        Score Distribution*, CVPR 2025, https://arxiv.org/abs/2501.11561. Differs from the authors'
-        code, which adds 1e-9 to the denominator of a, so that a mean in the exact middle of the
-        scale gives the uniform distribution, and does not renormalise.
+        Score Distribution*, CVPR 2025, https://arxiv.org/abs/2501.11561.
+
+        Differs from the authors' code, which adds 1e-9 to the denominator of a, so that a mean in
+        the exact middle of the scale gives the uniform distribution, and does not renormalise.
 
     >>> [f"{level:.4f}" for level in gaussian_levels(3.4, 0.6, [1.0, 2.0, 3.0, 4.0, 5.0])]
     ['0.0004', '0.0658', '0.5001', '0.4009', '0.0328']
@@ -236,8 +238,10 @@ def histogram_levels(targets: ArrayLike, edges: ArrayLike, *, sigma: ArrayLike) 
 
     References:
         Imani, White, *Improving Regression Performance with Distributional Losses*, ICML 2018,
-        https://arxiv.org/abs/1806.04613. `hl-gauss-pytorch` takes two widths of a bin as sigma
-        where none is given, and by default gives targets beyond the edges a loss of about zero.
+        https://arxiv.org/abs/1806.04613.
+
+        `hl-gauss-pytorch` takes two widths of a bin as sigma where none is given, and by default
+        gives targets beyond the edges a loss of about zero.
 
     >>> [f"{q:.4f}" for q in histogram_levels(3.2, [0.5, 1.5, 2.5, 3.5, 4.5, 5.5], sigma=0.75)]
     ['0.0116', '0.1638', '0.4807', '0.3034', '0.0405']

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
+from regjax.losses.checks import floating, mask_of_shape, zero_unless
 
 
 def standardize_logits(

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.grid import floating
+from regjax.losses.checks import (
+    check_range,
+    class_labels,
+    floating,
+    mask_of_shape,
+    zero_unless,
+)
 
 
 def token_cross_entropy(
@@ -52,26 +58,17 @@ def token_cross_entropy(
     1.5908
     """
     logits = floating(logits, "logits")
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers; got {labels.dtype} of shape {labels.shape}")
-    if logits.ndim < 1 or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels have shape {labels.shape}, but the logits {logits.shape}; expected [...] and "
-            "[..., V]"
-        )
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1]; got {label_smoothing}")
+    if logits.ndim < 1:
+        raise ValueError("logits must have shape [..., V]; got a scalar")
+    labels = class_labels(labels, logits.shape[:-1], logits.shape[-1])
+    check_range(label_smoothing, "label_smoothing", 0.0, 1.0)
+    where = mask_of_shape(where, labels.shape)
     if where is not None:
-        where = jnp.asarray(where, bool)
-        if where.shape != labels.shape:
-            raise ValueError(f"where has shape {where.shape}, but the labels {labels.shape}")
         labels = jnp.where(where, labels, 0)
-        logits = jnp.where(where[..., None], logits, 0.0)
-    # An index of -100 would count from the end of the vocabulary; beyond it, it gives NaN.
-    labels = jnp.where(labels < 0, logits.shape[-1], labels.astype(jnp.int32))
+    # Before the arithmetic as well as after it: the gradient of an ignored NaN would be NaN.
+    logits = zero_unless(where, logits)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing > 0.0:
         to_uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
         losses = (1.0 - label_smoothing) * losses + label_smoothing * to_uniform
-    return losses if where is None else jnp.where(where, losses, 0.0)
+    return zero_unless(where, losses)

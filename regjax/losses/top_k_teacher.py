@@ -11,14 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import (
-    Divergence,
-    check_temperature,
-    divergence,
-    mask_of_shape,
-    zero_unless,
-)
-from regjax.losses.grid import floating
+from regjax.losses.checks import check_temperature, floating, mask_of_shape, zero_unless
+from regjax.losses.divergence import Divergence, divergence
 
 # Of a sum of float32 probabilities.
 _ROUNDING = 4.0 * float(jnp.finfo(jnp.float32).eps)

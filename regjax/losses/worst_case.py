@@ -27,9 +27,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import mask_of_shape, zero_unless
-from regjax.losses.grid import floating
-from regjax.losses.labelled import check_range, logits_and_labels, per_class
+from regjax.losses.checks import check_range, floating, mask_of_shape, per_class, zero_unless
+from regjax.losses.labelled import logits_and_labels
 
 
 def cost_weighted_distillation(

@@ -199,6 +199,8 @@ class Case:
     extreme: bool = True
     # What the function calls its predictions.
     argument: str = "logits"
+    # The value's derivative is not the gradient on purpose.
+    surrogate: bool = False
 
 
 def whole(y):

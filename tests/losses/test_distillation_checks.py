@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.losses.differences import central_differences
 from tests.losses.distillation_cases import CASES
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -52,15 +53,6 @@ def weights_of(name):
     logits = jax.ShapeDtypeStruct(case.shape, jnp.float32)
     shape = jax.eval_shape(lambda s, t: case.loss(s, t, None), logits, logits).shape
     return np.random.default_rng(7).uniform(0.5, 1.5, shape).astype(np.float32)
-
-
-def central_differences(function, point, step=1e-5):
-    gradient = np.zeros(point.shape)
-    for index in np.ndindex(point.shape):
-        change = np.zeros(point.shape)
-        change[index] = step
-        gradient[index] = (function(point + change) - function(point - change)) / (2 * step)
-    return gradient
 
 
 def rounding(gradient):

@@ -21,6 +21,7 @@ from regjax.losses.noise_robust import (
     symmetric_cross_entropy,
 )
 from regjax.losses.smoothing import label_smearing
+from regjax.losses.tokens import token_cross_entropy
 from regjax.losses.worst_case import cost_weighted_distillation
 
 K = 4
@@ -99,6 +100,11 @@ def distilled(z, y, targets, *, where=None):
 
 P = functools.partial
 CASES = {
+    "cross_entropy": (token_cross_entropy, ce),
+    "smoothed_cross_entropy": (
+        P(token_cross_entropy, label_smoothing=0.3),
+        lambda z, y: -sym(0.3)(y) @ log_softmax(z),
+    ),
     "smoothing": (P(label_smearing, rate=0.3), lambda z, y: -sym(0.3)(y) @ log_softmax(z)),
     "negative_smoothing": (P(label_smearing, rate=-2.0), lambda z, y: -sym(-2)(y) @ log_softmax(z)),
     "backward": (
@@ -179,6 +185,9 @@ CASES = {
 }
 LOSSES = {name: loss for name, (loss, _) in CASES.items()}
 WITH_LABELS = {name: loss for name, loss in LOSSES.items() if name != "cost_weighted"}
+
+# Of a vocabulary of one token, too.
+TOKENS = ("cross_entropy", "smoothed_cross_entropy")
 
 LOGITS = np.array(
     [
@@ -316,5 +325,6 @@ def test_shapes_and_types_that_do_not_fit_raise(name):
     if name in WITH_LABELS and name != "early_learning":
         with pytest.raises(TypeError, match="labels must be integers; got float"):
             loss(LOGITS, LABELS.astype(np.float32))
+    if name in WITH_LABELS and name not in ("early_learning", *TOKENS):
         with pytest.raises(ValueError, match=r"logits have shape \(6, 1\).*K at least 2"):
             loss(LOGITS[:, :1], LABELS)

@@ -77,6 +77,11 @@ def test_training_adds_what_is_subtracted_afterwards():
 def test_ldam_values():
     losses = all_labels(ldam, COUNTS, logits=np.array([0.8, 0.3, -0.1, -0.4]))
     close(losses, [3.5125e-5, 21.4093051, 35.4351202, 51.0000003], rtol=5e-6, atol=5e-7)
+    # With all other logits far below, the loss of equal ones is log(1 + e^(s m)).
+    pairs = np.where(np.eye(4) + np.roll(np.eye(4), 1, axis=1), 0.0, -1e4)
+    losses = ldam(pairs, np.arange(4), COUNTS, scale=2.0)
+    margins = np.log(np.expm1(np.asarray(losses, float))) / 2
+    close(margins, [0.1581139, 0.2136435, 0.2811707, 0.5], rtol=5e-6)
 
 
 def test_ldam_margins_of_long_tailed_cifar_10():

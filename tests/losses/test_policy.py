@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regjax.losses import raft, token_cross_entropy
+from regjax.losses import expected_score, raft, token_cross_entropy
 from regjax.losses.policy import (
     generalized_policy_gradient,
     group_normalized,
@@ -123,6 +123,10 @@ def expected_gradient(losses_of, samples):
 @toys
 def test_both_terms_are_the_exact_gradient_of_the_toy(toy):
     (target, weight), value, gradient = toy
+    _, logits, rewards = parts(A, B, target, 0.0)
+    close(expected_score(logits, GRID), [2.0757656855, 3.9242343145])
+    if target == 4.0:
+        close(rewards, [-3.7026776972, -0.0057404391])
     close(objective(A, B, target, weight), value)
     close(np.hstack(jax.grad(objective, (0, 1))(A, B, target, weight)), gradient)
 

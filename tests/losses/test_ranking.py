@@ -62,22 +62,20 @@ def bayes_order(function, points, labels, **options):
     return orders[best]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_best_orders_are_those_of_the_stated_scorers(seed):
+def population(eta, rng):
+    """Eight items of every point, of which 8 eta have each label, and the points of the items."""
+    labels = [[rng.permutation(8) < 8 * share for share in row] for row in eta]
+    items = np.concatenate(np.swapaxes(np.array(labels, np.float32), 1, 2))
+    return items, np.repeat(np.arange(len(eta)), 8)
+
+
+@pytest.mark.parametrize("size", [(5, 2), (4, 3)], ids=["two labels", "three labels"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_orders_are_those_of_the_stated_scorers(seed, size):
     rng = np.random.default_rng(seed)
-    eta = rng.choice(np.arange(1, 8), size=(4, 2), replace=True) / 8
-    # Sixteen items a point, labels independent given the point up to the rounding of the counts.
-    labels, points = [], []
-    for point in range(4):
-        for k_first, k_second in zip(
-            rng.permutation(8) < 8 * eta[point, 0],
-            rng.permutation(8) < 8 * eta[point, 1],
-            strict=True,
-        ):
-            labels.append([k_first, k_second])
-            points.append(point)
-    labels, points = np.array(labels, np.float32), np.array(points)
-    weights = np.array([1.0, 1.7])
+    eta = rng.choice(np.arange(1, 8), size=size, replace=True) / 8
+    labels, points = population(eta, rng)
+    weights = np.array([1.0, 1.7, 0.6])[: size[1]]
     pi = labels.mean(0)
     stated = {
         "normalized": eta @ (weights / (pi * (1 - pi))),
@@ -97,8 +95,20 @@ def test_the_best_orders_are_those_of_the_stated_scorers(seed):
             assert (ranks[gaps > 1e-9] > 0).all(), name
 
 
+def test_with_labels_of_one_frequency_both_aggregations_have_the_same_best_order():
+    # Columns of one sum, rows of different ones.
+    eta = np.array([[4, 3], [4, 6], [6, 5], [5, 7], [5, 3]]) / 8
+    labels, points = population(eta, np.random.default_rng(0))
+    by_loss = bayes_order(loss_aggregation, points, labels)
+    by_sum = bayes_order(label_aggregation, points, labels)
+    assert len(by_loss) == 1
+    np.testing.assert_array_equal(by_loss, by_sum)
+
+
 def test_the_rarer_label_dictates_and_with_one_normaliser_the_heavier_one():
     points = np.repeat(np.arange(4), [9, 9, 1, 1])
+    pi = POPULATION.mean(0)
+    np.testing.assert_allclose(1 / (pi * (1 - pi)), [4, 11.1111], rtol=1e-5)
     order = bayes_order(loss_aggregation, points, POPULATION, weights=[1.0, 0.9])
     np.testing.assert_array_equal(order, [[0, 1, 2, 3]])
     order = bayes_order(loss_aggregation, points, POPULATION, weights=[1.0, 0.9], normalize=False)

@@ -93,7 +93,7 @@ def test_integer_targets_are_their_numbers(loss):
 @pytest.mark.parametrize("loss", ALL.values(), ids=ALL)
 def test_targets_of_another_shape_raise_instead_of_broadcasting(loss):
     for shape in ((), (1,), (3, 1), (1, 3), (2,)):
-        with pytest.raises(ValueError, match=r"targets have shape .* are \(3,\)"):
+        with pytest.raises(ValueError, match=r"targets have shape .* expected \(3,\)"):
             loss(np.zeros((3, 8)), np.ones(shape), FIRST_FIVE)
     with pytest.raises(ValueError, match=r"targets have shape \(2,\)"):
         loss(np.zeros((2, 3, 3, 6)), np.ones((2,)), FIRST_FIVE)
@@ -107,3 +107,6 @@ def test_unknown_choices_raise():
             function(np.zeros(8), 1.0, FIRST_FIVE, loss="mse")
     with pytest.raises(ValueError, match="'wasserstein' or 'mse'; got 'was'"):
         number_token(np.zeros(8), 1.0, FIRST_FIVE, kind="was")
+    for options in ({"squash": 1.0}, {"squash": 2.0, "kind": "mse"}):
+        with pytest.raises(ValueError, match=r"squash must be above 1, .*; got \d.0 and '"):
+            number_token(np.zeros(8), 1.0, FIRST_FIVE, **options)

@@ -26,6 +26,8 @@ L, V = 3, 2
 def test_returns():
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
     close(discounted_returns(REWARDS, gamma=0.5), [2.75, 2.5, 3.0, 2.0])
+    # TRL's, not normalised, have gamma^t besides.
+    close(0.5 ** np.arange(4) * discounted_returns(REWARDS, gamma=0.5), [2.75, 1.25, 0.75, 0.25])
     close(
         discounted_returns(REWARDS, gamma=0.5, length_normalize=True),
         [1.4666667, 1.4285714, 2.0, 2.0],

@@ -85,23 +85,24 @@ def test_smoothing_is_cross_entropy_plus_a_multiple_of_the_sum_over_all_labels()
 
 
 @pytest.mark.parametrize(
-    ("classes", "rate", "floor", "gap"),
+    ("classes", "rate", "on", "off", "floor", "gap"),
     [
-        (10, 0.1, 0.5002880351, 4.5108595065),
-        (100, 0.1, 0.7777970419, 6.8035052576),
-        (1000, 0.1, 1.0148479977, 9.1050909613),
-        (10, 0.2, 0.8668939107, 3.7135720667),
-        (100, 0.2, 1.4074510337, 5.9939614273),
-        (32000, 0.1, 1.3623896831, 12.5707192313),
+        (10, 0.1, 0.91, 0.01, 0.5002880351, 4.5108595065),
+        (100, 0.1, 0.901, 0.001, 0.7777970419, 6.8035052576),
+        (1000, 0.1, 0.9001, 0.0001, 1.0148479977, 9.1050909613),
+        (10, 0.2, 0.82, 0.02, 0.8668939107, 3.7135720667),
+        (100, 0.2, 0.802, 0.002, 1.4074510337, 5.9939614273),
+        (32000, 0.1, 0.900003125, 3.125e-6, 1.3623896831, 12.5707192313),
     ],
 )
 def test_smoothing_has_its_floor_where_the_label_leads_by_the_published_gap(
-    classes, rate, floor, gap
+    classes, rate, on, off, floor, gap
 ):
     logits = jnp.zeros(classes).at[1].set(gap)
     loss, gradient = jax.value_and_grad(label_smearing)(logits, 1, rate)
     close(loss, floor)
     close(gradient, np.zeros(classes), atol=1e-6)
+    np.testing.assert_allclose(jax.nn.softmax(logits)[:2], [off, on], rtol=5e-6)
 
 
 def test_smoothing_over_the_other_classes_only():
@@ -213,6 +214,8 @@ def test_the_backward_loss_is_unbounded_below():
     sizes = np.array([1.0, 10.0, 100.0, 1000.0])
     losses = label_smearing(sizes[:, None] * np.eye(4)[0], np.zeros(4, int), 0.1, kind="backward")
     close(losses, [0.660335, -0.833197, -8.333333, -83.33333], atol=1e-6)
+    # By a / (1 - a) (K - 1) / K for every unit of the logit.
+    close((losses[3] - losses[2]) / 900.0, -0.0833333, atol=1e-6)
 
 
 def test_labels_that_are_always_wrong():
@@ -230,6 +233,12 @@ def test_generalised_smoothing_tends_to_the_difference_from_the_mean_label():
         close(label_smearing(Z, label, -1e5) / (1 + 1e5), limit, atol=5e-5)
         opposite = label_smearing(Z, label, 0.6)
         close(label_smearing(Z, label, -0.6), 2 * CROSS_ENTROPIES[label] - opposite)
+
+
+def test_of_two_classes_the_limit_is_the_complementary_label_loss():
+    logits = np.array([0.3, -0.8], np.float32)
+    right, wrong = (label_smearing(logits, label, 0.0) for label in (1, 0))
+    close(2 * label_smearing(logits, 1, -1e5) / (1 + 1e5), right - wrong, atol=2e-5)
 
 
 @pytest.mark.parametrize("flip", [0.1, 0.3, 0.45])

@@ -59,6 +59,9 @@ def test_gaussian_levels_are_the_computed_ones():
         levels(3.4, 0.6)[::-1],
         [0.03283555, 0.40091297, 0.50006049, 0.06579789, 0.00039310],
     )
+    raw = np.array([0.03314388, 0.40043966, 0.49937663, 0.06603622, 0.00077031])
+    close(np.diff(stats.norm.cdf(EDGES, 3.4, 0.6))[::-1], raw, atol=1e-8)
+    close(levels(3.4, 0.6)[::-1], 1.00212808 * raw - 0.00037886)
     cut = levels(3.4, 0.6, kind="pdf", renormalize=False)
     close(cut[::-1], [0.01796001, 0.40503634, 0.53510099, 0.04284893, 0.0])
     close(cut.sum(), 1.00094628)
