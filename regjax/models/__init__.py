@@ -3,7 +3,8 @@
 from regjax.models.apply import Apply, Cache, from_function, split
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
-from regjax.models.hf import load, resolve, save
+from regjax.models.execution import Execution, Resolved, resolve_execution
+from regjax.models.hf import load, read_config, resolve, save
 from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
 from regjax.models.prompt_files import PromptOrigin, load_prompt, save_prompt
 
@@ -12,7 +13,9 @@ __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "Execution",
     "PromptOrigin",
+    "Resolved",
     "RopeScaling",
     "SoftPrompt",
     "create",
@@ -20,7 +23,9 @@ __all__ = [
     "from_function",
     "load",
     "load_prompt",
+    "read_config",
     "resolve",
+    "resolve_execution",
     "save",
     "save_prompt",
     "split",

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from regjax.errors import InputError
 from regjax.models.apply import Params
-from regjax.models.config import DecoderConfig, Precision, Rematerialisation
+from regjax.models.config import AttentionKernel, DecoderConfig, Precision, Rematerialisation
 from regjax.models.decoder import Decoder, create
 from regjax.models.hf_config import TOKEN_IDS, config_from_json, json_from_config
 from regjax.models.hf_tensors import (
@@ -81,11 +81,22 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         ) from error
 
 
+def read_config(path: str | Path) -> DecoderConfig:
+    """The model in a Hugging Face folder (or hub id), from its `config.json`: no tensor is read.
+
+    Raises:
+        InputError: as `load`, of the architecture and its options.
+    """
+    place = resolve(path) / "config.json"
+    return config_from_json(read_json(place), str(place))
+
+
 def load(
     path: str | Path,
     *,
     dtype: Precision = "float32",
     compute_dtype: Precision | None = None,
+    attention: AttentionKernel = "xla",
     rematerialisation: Rematerialisation = "none",
     scan_layers: bool = True,
     mesh: Mesh | None = None,
@@ -98,6 +109,7 @@ def load(
             `model.safetensors.index.json`; see `resolve`.
         dtype: of the parameters.
         compute_dtype: `DecoderConfig.dtype`; by default that of the parameters.
+        attention: as in `DecoderConfig`.
         rematerialisation: as in `DecoderConfig`.
         scan_layers: as in `DecoderConfig`.
         mesh: where the parameters go; each device's part alone is read for it. Without one, the
@@ -112,8 +124,9 @@ def load(
     """
     folder = resolve(path)
     config = dataclasses.replace(
-        config_from_json(read_json(folder / "config.json"), str(folder / "config.json")),
+        read_config(folder),
         dtype=compute_dtype or dtype,
+        attention=attention,
         rematerialisation=rematerialisation,
         scan_layers=scan_layers,
     )
