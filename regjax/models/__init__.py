@@ -4,6 +4,7 @@ from regjax.models.apply import Apply, Cache, from_function, split
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
 from regjax.models.hf import load, resolve, save
+from regjax.models.lora import Lora, create_lora, merge_lora, unmerge_lora, with_lora
 from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
 from regjax.models.prompt_files import PromptOrigin, load_prompt, save_prompt
 
@@ -12,18 +13,23 @@ __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "Lora",
     "PromptOrigin",
     "RopeScaling",
     "SoftPrompt",
     "create",
+    "create_lora",
     "create_prompt",
     "from_function",
     "load",
     "load_prompt",
+    "merge_lora",
     "resolve",
     "save",
     "save_prompt",
     "split",
+    "unmerge_lora",
+    "with_lora",
     "with_prompts",
     "without_prompts",
 ]
