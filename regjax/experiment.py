@@ -14,7 +14,7 @@ from regjax.files import write_json
 from regjax.models import DecoderConfig
 from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
-from regjax.stages import ResolvedStage, Stage, check_stages
+from regjax.stages import ResolvedStage, Stage, check_stages, trainable_of
 
 MAIN = "main"
 
@@ -112,9 +112,13 @@ class Experiment:
         return Task(MAIN, self.data, self.template, self.grid)
 
     def resolve(self, stage: Stage) -> ResolvedStage:
-        """`stage` with the experiment's steps, optimizer, evaluations and data where it has none."""
+        """`stage` with the experiment's steps, optimizer, evaluations and data where it has none.
+
+        What it trains is said in full.
+        """
         own = {f.name: getattr(stage, f.name) for f in dataclasses.fields(Stage)}
         decided = {
+            "trainable": trainable_of(stage),
             "steps": self.steps if stage.steps is None else stage.steps,
             "optimizer": self.optimizer if stage.optimizer is None else stage.optimizer,
             "eval_every": self.eval_every if stage.eval_every is None else stage.eval_every,

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from regjax import adapting, models, optim, paths, prompting
 from regjax import data as data_module
-from regjax import models, optim, paths, prompting
+from regjax.adapting import Adapters
 from regjax.data import SPLITS, Batches, Examples, Task, load_task, task_codec
 from regjax.data.bad_records import Unusable, number
 from regjax.errors import InputError
@@ -57,14 +58,16 @@ class PreparedStage:
     codec: TokenGrid | None
     """How the tokenizer writes the grid of its task; None for free text and for several tasks."""
     base: Apply
-    """The model without soft prompts."""
+    """The model with the stage's adapters, if it has any, and without soft prompts."""
     model: Apply
     """The model with those of the stage's tasks, if it has any."""
     prompts: Mapping[str, PromptSource]
     """Soft prompts that its parameters hold, by name; those of the stage it starts from come first."""
+    adapters: Adapters
+    """Low-rank adapters that its parameters hold."""
     base_model: str
-    """Where the parameters besides the soft prompts are kept if it leaves them as they are: an earlier
-    stage's name or the experiment's model; empty: it trains them, or they are kept nowhere."""
+    """Where the parameters besides soft prompts and adapters are kept if it leaves them as they are: an
+    earlier stage's name or the experiment's model; empty: it trains them, or they are kept nowhere."""
     probes: Mapping[str, PreparedProbe]
     """By name."""
 
@@ -162,6 +165,8 @@ def _prepare_stage(
     start = start_of(stage, before)
     prompts = prompting.sources(stage, tasks, start, apply, params, config, tokenizer)
     after = prompting.place(stage, own.train, tokenizer)
+    adapters = adapting.adapters_of(stage, start, params, config)
+    base = adapting.adapted(apply, adapters)
 
     def prompted(names: Sequence[str]) -> Apply:
         missing = [name for name in names if name not in prompts]
@@ -170,7 +175,7 @@ def _prepare_stage(
                 f"stage {stage.name!r}: no soft prompt {missing[0]!r}; "
                 f"it has {', '.join(prompts) or 'none'}"
             )
-        return with_prompts(apply, names, after=after) if names else apply
+        return with_prompts(base, names, after=after) if names else base
 
     longest = max(task.data.max_length for task in tasks)
     resolved = dataclasses.replace(
@@ -186,9 +191,10 @@ def _prepare_stage(
         tasks=tasks,
         splits=own,
         codec=codec,
-        base=apply,
+        base=base,
         model=prompted([task.name for task in tasks] if stage.soft_prompt else []),
         prompts=prompts,
+        adapters=adapters,
         base_model=prompting.base_model(experiment, stage, start, params),
         probes={probe.name: probe.prepare(setting) for probe in stage.probes},
     )
@@ -226,7 +232,7 @@ def _check_stage(ready: PreparedStage, params: Mapping[str, jax.Array]) -> None:
         raise InputError(
             f"stage {stage.name!r}: a soft prompt goes before one example a row: turn packing off"
         )
-    shapes = {**params, **prompting.shapes(ready.prompts)}
+    shapes = {**params, **prompting.shapes(ready.prompts), **ready.adapters.shapes}
     trained, _ = paths.split_by_patterns(paths.unflatten(shapes), stage.trainable)
     optim.build(stage.optimizer, stage.steps, trained)
     if not stage.select:
@@ -267,7 +273,8 @@ def _check_objective(
     def loss(params, batch, key):
         return stage.objective(ready.model, params, batch, key, ready.codec)
 
-    shapes = paths.unflatten({**params, **prompting.shapes(ready.prompts)})
+    new = {**prompting.shapes(ready.prompts), **ready.adapters.shapes}
+    shapes = paths.unflatten({**params, **new})
     try:
         sums = jax.eval_shape(loss, shapes, batch, jax.random.key(0))
     except ValueError as error:

@@ -16,11 +16,13 @@ from regjax.data import Data, Task
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS
 from regjax.models import Apply
-from regjax.models.prompt import SoftPrompt
+from regjax.models.lora import LORA, Lora
+from regjax.models.prompt import SOFT_PROMPT, SoftPrompt
 from regjax.optim import Optimizer
 from regjax.token_grid import TokenGrid
 
 PREVIOUS, INITIAL = "previous", "initial"
+EVERYTHING = (".*",)
 DECISIONS = ("mean", "median", "mode")
 
 
@@ -40,8 +42,9 @@ class Stage:
     objective: Any
     """What is minimised, see `regjax.objectives`."""
 
-    trainable: tuple[str, ...] = (".*",)
-    """Regular expressions of the parameter paths that are trained; all others stay bit-identical."""
+    trainable: tuple[str, ...] = EVERYTHING
+    """Regular expressions of the parameter paths that are trained; all others stay bit-identical. With
+    `lora` the default is the adapters, and the soft prompts if there are any."""
 
     start: str = PREVIOUS
     """Parameters it starts from: `previous` stage, `initial` model, or the name of an earlier stage."""
@@ -79,6 +82,11 @@ class Stage:
     probes: NotOnCommandLine = ()
     """What else is measured on held-out data, see `regjax.probes`."""
 
+    lora: Lora | None = None
+    """Low-rank adapters beside the kernels that it names, at the parameter paths `lora/...`; made where the
+    parameters that the stage starts from have none. Those of another `Lora` than the stage's, or of one
+    where it has None, are merged into the kernels first: what was learnt stays."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedStage(Stage):
@@ -89,6 +97,17 @@ class ResolvedStage(Stage):
     optimizer: Optimizer = Optimizer()
     data: Any = Data()
     """Of several tasks the shape of the rows: the first one's, of the longest `max_length`."""
+
+
+def trainable_of(stage: Stage) -> tuple[str, ...]:
+    """`stage.trainable`, or what that is by default with adapters.
+
+    >>> trainable_of(Stage("adapters", None, lora=Lora()))
+    ('^lora/',)
+    """
+    if stage.lora is None or stage.trainable != EVERYTHING:
+        return stage.trainable
+    return (f"^{LORA}/", f"^{SOFT_PROMPT}/") if stage.soft_prompt else (f"^{LORA}/",)
 
 
 class TrainState(NamedTuple):
@@ -148,6 +167,8 @@ def _check_tasks(stage: Stage) -> None:
         raise InputError(f"{place}: has tasks and data; the data stand in the tasks")
     if not isinstance(stage.soft_prompt, SoftPrompt | None):
         raise InputError(f"{place}: soft_prompt is {stage.soft_prompt!r}; expected a SoftPrompt")
+    if not isinstance(stage.lora, Lora | None):
+        raise InputError(f"{place}: lora is {stage.lora!r}; expected a Lora")
     probes = [probe.name for probe in stage.probes]
     if len(set(probes)) < len(probes):
         raise InputError(f"{place}: two of its probes have one name: {', '.join(probes)}")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from regjax import checkpoint, compilation, optim, paths, prompting, sharding
+from regjax import adapting, checkpoint, compilation, optim, paths, prompting, sharding
 from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
@@ -100,6 +100,7 @@ def _run_stage(
 
     # state: what is trained goes through the optimizer and the checkpoints, the rest stays as it is
     position = _position(run, index, start)
+    start = adapting.start_parameters(ready, start, experiment.seed)
     start = prompting.start_parameters(ready, start, run.tokenizer, experiment.seed)
     trained, frozen = paths.split_by_patterns(paths.unflatten(start), stage.trainable)
     frozen = jax.device_put(frozen, everywhere)
@@ -209,6 +210,7 @@ def _position(run: Prepared, index: int, start: Parameters) -> dict[str, Any]:
         "batches": f"batch_size {experiment.batch_size}, packing {data.packing}, "
         f"buckets {list(data.buckets)}{_prompt_place(ready)}",
         "start": 0 if is_new else int(checkpoint.checksum(dict(start))),
+        **({"lora": repr(ready.stage.lora)} if ready.stage.lora else {}),
     }
 
 
@@ -223,10 +225,12 @@ def _check_position(saved: Mapping[str, Any], expected: Mapping[str, Any], folde
         "data": "on other training data",
         "batches": "in other batches",
         "start": "from other parameters (another model, or an earlier stage that has changed since)",
+        "lora": "with other adapters",
     }
     for name, meaning in meanings.items():
-        if saved[name] != expected[name]:
+        before, now = saved.get(name), expected.get(name)
+        if before != now:
             raise InputError(
-                f"{folder} was trained {meaning}: {saved[name]} then, {expected[name]} now. Give "
+                f"{folder} was trained {meaning}: {before} then, {now} now. Give "
                 f"another --workdir, or delete {folder} to train the stage anew"
             )
