@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -103,12 +103,12 @@ def argument_bytes(parts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def compile_program(
-    lowered: jax.stages.Lowered, parts: Mapping[str, Any], chip: Chip | None
+    lower: Callable[[], jax.stages.Lowered], parts: Mapping[str, Any], chip: Chip | None
 ) -> Costs | DoesNotFit:
-    """Compiles a lowered program and says what it costs, or that it does not fit.
+    """Compiles a program and says what it costs, or that it does not fit.
 
     Args:
-      lowered: of `jax.jit(...).lower(...)`.
+      lower: gives `jax.jit(...).lower(...)`.
       parts: its arguments by what they are, such as parameters and batch, as `argument_bytes` takes them.
       chip: that it is to run on, by whose memory arguments that cannot fit are refused at once; the
         compiler of a TPU would take minutes for that. None: not known.
@@ -117,7 +117,7 @@ def compile_program(
     if chip is not None and sum(arguments.values()) > chip.memory:
         return DoesNotFit(arguments, sum(arguments.values()), chip.memory)
     try:
-        compiled = lowered.compile()
+        compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         found = out_of_memory(str(error))
         if found is None:
