@@ -1,4 +1,4 @@
-"""What a finished stage keeps in files: its model, its soft prompts, and how to ask it."""
+"""What a finished stage keeps in files: its model, adapters, soft prompts, and how to ask it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jax
 
-from regjax import checkpoint, models, paths, prompting
+from regjax import adapting, checkpoint, models, paths, prompting
 from regjax.data import task_template
 from regjax.files import new_folder
+from regjax.models.lora import LORA
+from regjax.models.lora_files import LoraOrigin, write_lora
 from regjax.models.prompt import SOFT_PROMPT
 from regjax.models.prompt_files import save_prompt
 from regjax.prepare import Prepared, PreparedStage
@@ -22,13 +24,17 @@ Parameters = Mapping[str, jax.Array]
 def keep_parameters(run: Prepared, ready: PreparedStage, params: Parameters, folder: Path) -> None:
     """Writes a stage's parameters into its folder: `model`, and `soft_prompt/NAME` for each prompt.
 
-    A stage that trained prompts only writes no model: its `soft_prompt/regjax.json` names the folder
-    where the model is. A model that the caller brought goes into `params.safetensors`.
+    A stage that trained adapters or prompts only writes no model: `lora` holds its adapters, and
+    `lora/regjax.json` or else `soft_prompt/regjax.json` names the folder where the model is. In a model
+    that is written adapters are merged. A model that the caller brought goes into
+    `params.safetensors`, adapters beside it.
     """
     if run.config is None:
         checkpoint.save_params(folder, params)
         return
     model = {path: leaf for path, leaf in params.items() if not prompting.is_prompt(path)}
+    first = f"../{SOFT_PROMPT}/{ready.tasks[0].name}" if ready.prompts else ""
+    lora = ready.stage.lora
     if ready.prompts:
         with new_folder(folder / SOFT_PROMPT) as prompts:
             for name, source in ready.prompts.items():
@@ -42,17 +48,26 @@ def keep_parameters(run: Prepared, ready: PreparedStage, params: Parameters, fol
                     after_bos=source.config.after_bos,
                 )
                 save_prompt(prompts / name, prompt, origin)
-            if ready.base_model:
+            if ready.base_model and lora is None:
                 _save_reader(run, ready, prompts, ready.tasks[0].name)
+    if ready.base_model and lora is not None:
+        beside = {path: leaf for path, leaf in model.items() if not adapting.is_adapter(path)}
+        name = run.experiment.model or run.experiment.name
+        belongs = LoraOrigin(name, int(checkpoint.checksum(beside)))
+        with new_folder(folder / LORA) as kept:
+            write_lora(kept, paths.unflatten(model)[LORA], lora, run.config, belongs)
+            _save_reader(run, ready, kept, first, lora=".")
     if not ready.base_model:
+        whole = model if lora is None else adapting.merged(model, lora)
         with new_folder(folder / "model") as kept:
-            models.save(kept, run.config, paths.unflatten(model))
+            models.save(kept, run.config, paths.unflatten(whole))
             run.tokenizer.save_pretrained(str(kept))
-            beside = f"../{SOFT_PROMPT}/{ready.tasks[0].name}" if ready.prompts else ""
-            _save_reader(run, ready, kept, beside)
+            _save_reader(run, ready, kept, first)
 
 
-def _save_reader(run: Prepared, ready: PreparedStage, folder: Path, soft_prompt: str) -> None:
+def _save_reader(
+    run: Prepared, ready: PreparedStage, folder: Path, soft_prompt: str, *, lora: str = ""
+) -> None:
     task, stage = ready.tasks[0], ready.stage
     base = ready.base_model
     earlier = any(base == other.stage.name for other in run.stages)
@@ -68,4 +83,5 @@ def _save_reader(run: Prepared, ready: PreparedStage, folder: Path, soft_prompt:
         stage.data.max_length,
         base_model=base,
         soft_prompt=soft_prompt,
+        lora=lora,
     )

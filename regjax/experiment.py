@@ -14,7 +14,8 @@ from regjax.files import write_json
 from regjax.models import DecoderConfig
 from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
-from regjax.stages import ResolvedStage, Stage, check_stages
+from regjax.sharding import MeshShape
+from regjax.stages import ResolvedStage, Stage, check_stages, trainable_of
 
 MAIN = "main"
 
@@ -85,6 +86,9 @@ class Experiment:
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite after which the run stops."""
 
+    mesh: MeshShape = MeshShape()
+    """How the devices are arranged; by default each has all parameters and its share of the rows."""
+
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where numbers go besides `log.jsonl`; each needs the extra of its name."""
 
@@ -112,9 +116,13 @@ class Experiment:
         return Task(MAIN, self.data, self.template, self.grid)
 
     def resolve(self, stage: Stage) -> ResolvedStage:
-        """`stage` with the experiment's steps, optimizer, evaluations and data where it has none."""
+        """`stage` with the experiment's steps, optimizer, evaluations and data where it has none.
+
+        What it trains is said in full.
+        """
         own = {f.name: getattr(stage, f.name) for f in dataclasses.fields(Stage)}
         decided = {
+            "trainable": trainable_of(stage),
             "steps": self.steps if stage.steps is None else stage.steps,
             "optimizer": self.optimizer if stage.optimizer is None else stage.optimizer,
             "eval_every": self.eval_every if stage.eval_every is None else stage.eval_every,

@@ -166,4 +166,9 @@ def base_model(
         return ""
     if start is None:
         return experiment.model
+    before = start.stage.lora
+    if before is not None and before == stage.lora:
+        return start.base_model
+    if before is not None and start.base_model:
+        return ""  # its adapters are merged, here alone
     return start.base_model or start.stage.name

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from regjax import models, prompting
+from regjax import adapting, checkpoint, models, paths, prompting
 from regjax.data import (
     BadRecord,
     Data,
@@ -25,7 +25,9 @@ from regjax.data.bad_records import check_bad_records
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS, Score, evaluate_batches, make_score
 from regjax.files import write_json
-from regjax.models import Apply
+from regjax.models import Apply, DecoderConfig
+from regjax.models.lora import LORA
+from regjax.models.lora_files import LoraOrigin, load_lora
 from regjax.models.prompt import SOFT_PROMPT, with_prompts
 from regjax.models.prompt_files import load_prompt
 from regjax.scores import ScoreGrid
@@ -151,6 +153,8 @@ def load_model(
 ) -> Loaded:
     """The model of a workdir (its last stage), of a stage's folder, or of an exported one.
 
+    Adapters are merged into the kernels.
+
     Args:
       folder: as in `Reader.load`.
       soft_prompt: with the soft prompt it was trained with, if it was; False: take it off, for tasks
@@ -158,16 +162,16 @@ def load_model(
       dtype: of the parameters; a soft prompt is float32.
 
     Raises:
-      InputError: if there is none, or it is not whole, or the soft prompt is another model's.
+      InputError: if there is none, or it is not whole, or the soft prompt or the adapters are another
+        model's.
     """
     folder = find_model(Path(folder))
     saved = _read_reader_file(folder / READER_FILE)
     weights = _weights(folder, saved)
-    module = models.load(weights, dtype=dtype)
+    model, params, config = _load_weights(folder, saved, dtype)
     tokenizer = load_tokenizer(str(weights))
-    model, params = models.split(module)
     if soft_prompt and saved.get("soft_prompt"):
-        expected = prompting.origin(module.config.width, module.config, tokenizer)
+        expected = prompting.origin(config.width, config, tokenizer)
         prompt, origin = load_prompt(folder / saved["soft_prompt"], expected)
         model = with_prompts(model, [PROMPT], after=int(bool(origin.after_bos)))
         params = {**params, SOFT_PROMPT: {PROMPT: prompt}}
@@ -182,6 +186,23 @@ def _weights(folder: Path, saved: Mapping[str, Any]) -> str | Path:
     return folder / base if (folder / base).is_dir() else base
 
 
+def _load_weights(
+    folder: Path, saved: Mapping[str, Any], dtype: Literal["float32", "bfloat16"]
+) -> tuple[Apply, Any, DecoderConfig]:
+    """Model, parameters with adapters merged, and config."""
+    module = models.load(_weights(folder, saved), dtype=dtype)
+    model, params = models.split(module)
+    if saved.get("lora"):
+        flat = paths.flatten(params)
+        # Parameters of another type are rounded, and have another checksum.
+        checksum = int(checkpoint.checksum(flat)) if dtype == "float32" else None
+        adapters, lora, _ = load_lora(
+            folder / saved["lora"], module.config, params, LoraOrigin(checksum=checksum)
+        )
+        params = paths.unflatten(adapting.merged({**flat, **paths.flatten({LORA: adapters})}, lora))
+    return model, params, module.config
+
+
 def save_reader(
     folder: Path,
     template: Template,
@@ -191,11 +212,12 @@ def save_reader(
     *,
     base_model: str = "",
     soft_prompt: str = "",
+    lora: str = "",
 ) -> None:
     """Writes what a model folder needs besides weights and tokenizer to be asked.
 
-    `soft_prompt` is the folder of the soft prompt, `base_model` that of the weights and the tokenizer,
-    where it is not this one; both as seen from `folder`.
+    `soft_prompt` is the folder of the soft prompt, `lora` that of the adapters, `base_model` that of the
+    weights and the tokenizer, where it is not this one; all as seen from `folder`.
     """
     saved = {
         "template": dataclasses.asdict(template),
@@ -207,6 +229,8 @@ def save_reader(
         saved["base_model"] = base_model
     if soft_prompt:
         saved["soft_prompt"] = soft_prompt
+    if lora:
+        saved["lora"] = lora
     write_json(folder / READER_FILE, saved)
 
 
@@ -228,8 +252,8 @@ def find_model(folder: Path) -> Path:
 
 
 def _of_stage(folder: Path) -> Path | None:
-    """`model`, or `soft_prompt` where the stage trained nothing else."""
-    held = (folder / name for name in ("model", SOFT_PROMPT))
+    """`model`, or where the stage trained nothing else `lora` or `soft_prompt`."""
+    held = (folder / name for name in ("model", LORA, SOFT_PROMPT))
     return next((place for place in held if (place / READER_FILE).is_file()), None)
 
 
@@ -257,8 +281,8 @@ def export(
 ) -> Path:
     """Writes the model of a workdir (its last stage) or of a stage's folder to a new folder.
 
-    The folder holds config.json and safetensors that `transformers` loads, the tokenizer, the soft
-    prompt in PEFT's layout if there is one (`soft_prompt`), and regjax.json, with
+    The folder holds config.json and safetensors that `transformers` loads, adapters merged, the
+    tokenizer, the soft prompt in PEFT's layout if there is one (`soft_prompt`), and regjax.json, with
     which `Reader.load`, `regjax predict` and `regjax eval` read scores from it.
 
     Raises:
@@ -269,11 +293,11 @@ def export(
         raise InputError(f"{output} exists already: give another --output")
     saved = _read_reader_file(source / READER_FILE)
     weights = models.resolve(_weights(source, saved))
-    module = models.load(weights, dtype=dtype)
-    _, params = models.split(module)
-    models.save(output, module.config, params, dtype=dtype, source=weights)
+    _, params, config = _load_weights(source, saved, dtype)
+    models.save(output, config, params, dtype=dtype, source=weights)
     if saved.get("soft_prompt"):
         shutil.copytree(source / saved["soft_prompt"], output / SOFT_PROMPT)
         saved["soft_prompt"] = SOFT_PROMPT
-    write_json(output / READER_FILE, {k: v for k, v in saved.items() if k != "base_model"})
+    kept = {name: value for name, value in saved.items() if name not in ("base_model", "lora")}
+    write_json(output / READER_FILE, kept)
     return output

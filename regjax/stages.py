@@ -10,17 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from jax.sharding import Mesh, NamedSharding
 
 from regjax import paths
 from regjax.data import Data, Task
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS
 from regjax.models import Apply
-from regjax.models.prompt import SoftPrompt
+from regjax.models.lora import LORA, Lora
+from regjax.models.prompt import SOFT_PROMPT, SoftPrompt
 from regjax.optim import Optimizer
+from regjax.sharding import follow, known_inside, replicated
 from regjax.token_grid import TokenGrid
 
 PREVIOUS, INITIAL = "previous", "initial"
+EVERYTHING = (".*",)
 DECISIONS = ("mean", "median", "mode")
 
 
@@ -40,8 +44,9 @@ class Stage:
     objective: Any
     """What is minimised, see `regjax.objectives`."""
 
-    trainable: tuple[str, ...] = (".*",)
-    """Regular expressions of the parameter paths that are trained; all others stay bit-identical."""
+    trainable: tuple[str, ...] = EVERYTHING
+    """Regular expressions of the parameter paths that are trained; all others stay bit-identical. With
+    `lora` the default is the adapters, and the soft prompts if there are any."""
 
     start: str = PREVIOUS
     """Parameters it starts from: `previous` stage, `initial` model, or the name of an earlier stage."""
@@ -79,6 +84,11 @@ class Stage:
     probes: NotOnCommandLine = ()
     """What else is measured on held-out data, see `regjax.probes`."""
 
+    lora: Lora | None = None
+    """Low-rank adapters beside the kernels that it names, at the parameter paths `lora/...`; made where the
+    parameters that the stage starts from have none. Those of another `Lora` than the stage's, or of one
+    where it has None, are merged into the kernels first: what was learnt stays."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedStage(Stage):
@@ -89,6 +99,17 @@ class ResolvedStage(Stage):
     optimizer: Optimizer = Optimizer()
     data: Any = Data()
     """Of several tasks the shape of the rows: the first one's, of the longest `max_length`."""
+
+
+def trainable_of(stage: Stage) -> tuple[str, ...]:
+    """`stage.trainable`, or what that is by default with adapters.
+
+    >>> trainable_of(Stage("adapters", None, lora=Lora()))
+    ('^lora/',)
+    """
+    if stage.lora is None or stage.trainable != EVERYTHING:
+        return stage.trainable
+    return (f"^{LORA}/", f"^{SOFT_PROMPT}/") if stage.soft_prompt else (f"^{LORA}/",)
 
 
 class TrainState(NamedTuple):
@@ -148,6 +169,8 @@ def _check_tasks(stage: Stage) -> None:
         raise InputError(f"{place}: has tasks and data; the data stand in the tasks")
     if not isinstance(stage.soft_prompt, SoftPrompt | None):
         raise InputError(f"{place}: soft_prompt is {stage.soft_prompt!r}; expected a SoftPrompt")
+    if not isinstance(stage.lora, Lora | None):
+        raise InputError(f"{place}: lora is {stage.lora!r}; expected a Lora")
     probes = [probe.name for probe in stage.probes]
     if len(set(probes)) < len(probes):
         raise InputError(f"{place}: two of its probes have one name: {', '.join(probes)}")
@@ -158,24 +181,57 @@ def _is_folder_name(name: str) -> bool:
 
 
 def init_state(
-    params: Mapping[str, jax.Array], optimizer: optax.GradientTransformation, sharding
+    params: Mapping[str, jax.Array], optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
     """The state before the first step; the parameters are copied, so donating it leaves `params` alone.
 
     The optimizer's moments are float32 whatever the type of the parameters.
     """
+    return jax.jit(_initial(optimizer), out_shardings=sharding)(dict(params))
 
+
+def abstract_state(
+    params: Mapping[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The shapes of `init_state`'s result and where they live; computes nothing.
+
+    `params` are arrays or `jax.ShapeDtypeStruct`s with a sharding each on `mesh`. What the optimizer
+    keeps of a parameter lives where the parameter does, see `regjax.sharding.follow`.
+    """
+    shapes = jax.eval_shape(_initial(optimizer), dict(params))
+
+    def placed(keys: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        path = next(
+            (key.key for key in reversed(keys) if getattr(key, "key", None) in params), None
+        )
+        where = (
+            replicated(mesh) if path is None else follow(leaf, params[path], params[path].sharding)
+        )
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map_with_path(placed, shapes)
+
+
+def sharding_of(state: TrainState) -> TrainState:
+    """The `NamedSharding` of every array of a state, or of an abstract one."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def _initial(optimizer: optax.GradientTransformation) -> Callable[[Any], TrainState]:
     def init(params):
         # `astype` makes weak types strong: what the step returns is strong, and would be compiled anew.
         params = jax.tree.map(lambda leaf: jnp.copy(leaf).astype(leaf.dtype), params)
         return TrainState(params, optimizer.init(_float32(params)), jnp.zeros((), jnp.int32))
 
-    return jax.jit(init, out_shardings=sharding)(dict(params))
+    return init
 
 
 def _float32(tree):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
+
+Sharding: TypeAlias = NamedSharding | TrainState
+"""Of a state: one for all of it, or one for each array."""
 
 Update = Callable[[TrainState, Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]
 
@@ -187,7 +243,7 @@ def make_update(
     codec: TokenGrid | None,
     *,
     seed: int,
-    sharding,
+    sharding: Sharding,
 ) -> Update:
     """The compiled step `(state, frozen, batch) -> (state, metrics)`.
 
@@ -199,7 +255,11 @@ def make_update(
 
     `metrics` are `[2]`, sum and weight, of every entry of the objective, of `gradient_norm` (before
     clipping) and of `bad`. `state` is donated, `frozen` is not.
+
+    The state stays where `sharding` says: one for all of it, or one for each array (`sharding_of`). The
+    objective sees arrays of the whole batch, and finds their mesh by `regjax.sharding.current_mesh()`.
     """
+    mesh = jax.tree.leaves(sharding)[0].mesh
 
     def loss_sum(params, frozen, batch, key):
         sums = objective(model, paths.unflatten({**frozen, **params}), batch, key, codec)
@@ -248,4 +308,9 @@ def make_update(
         metrics = {name: jnp.stack(pair) for name, pair in metrics.items()}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(sharding, sharding))
+    def on_mesh(state: TrainState, frozen, batch):
+        with known_inside(mesh):
+            return update(state, frozen, batch)
+
+    everywhere = replicated(mesh)
+    return jax.jit(on_mesh, donate_argnums=0, out_shardings=(sharding, everywhere))

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from regjax import checkpoint, compilation, optim, paths, prompting, sharding
+from regjax import adapting, checkpoint, compilation, optim, paths, prompting, sharding
 from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
 from regjax.files import write_json
-from regjax.log import Log, progress
+from regjax.log import Log, print_table, progress
 from regjax.models import Apply
 from regjax.prepare import (
     LARGEST_WINS,
@@ -32,7 +32,14 @@ from regjax.results import (
     results_table,
     text_table,
 )
-from regjax.stages import INITIAL, PREVIOUS, init_state, make_update
+from regjax.stages import (
+    INITIAL,
+    PREVIOUS,
+    abstract_state,
+    init_state,
+    make_update,
+    sharding_of,
+)
 
 Parameters = Mapping[str, jax.Array]
 
@@ -71,6 +78,12 @@ def train(
     log = Log(workdir, experiment.loggers)
     save_tokenizer(run, workdir)
     write_config(experiment, workdir / "config.json")
+    if run.mesh.size > 1 and not quiet:
+        shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        print_table(
+            f"{experiment.name}: parameters on {run.mesh.size} devices ({shape})",
+            sharding.table(run.params, run.mesh, run.rules),
+        )
     finished: dict[str, Parameters] = {INITIAL: run.params}
     results: dict[str, Any] = {"stages": {}}
     params: Parameters = run.params
@@ -95,16 +108,17 @@ def _run_stage(
     experiment, ready = run.experiment, run.stages[index]
     stage = ready.stage
     folder = workdir / stage.name
-    mesh = sharding.make_mesh()
-    everywhere = sharding.replicated(mesh)
+    mesh = run.mesh
 
     # state: what is trained goes through the optimizer and the checkpoints, the rest stays as it is
     position = _position(run, index, start)
+    start = adapting.start_parameters(ready, start, experiment.seed)
     start = prompting.start_parameters(ready, start, run.tokenizer, experiment.seed)
+    start = jax.device_put(start, sharding.place(start, mesh, run.rules))
     trained, frozen = paths.split_by_patterns(paths.unflatten(start), stage.trainable)
-    frozen = jax.device_put(frozen, everywhere)
     optimizer = optim.build(stage.optimizer, stage.steps, trained)
-    state = init_state(jax.device_put(trained, everywhere), optimizer, everywhere)
+    places = sharding_of(abstract_state(trained, optimizer, mesh))
+    state = init_state(trained, optimizer, places)
     batches = Batches(ready.splits.train, experiment.batch_size, experiment.seed, stage.data)
     update = make_update(
         ready.model,
@@ -112,7 +126,7 @@ def _run_stage(
         optimizer,
         ready.codec,
         seed=_stage_seed(experiment.seed, index),
-        sharding=everywhere,
+        sharding=places,
     )
     evaluation = StageEvaluation(run, index)
 
@@ -209,6 +223,7 @@ def _position(run: Prepared, index: int, start: Parameters) -> dict[str, Any]:
         "batches": f"batch_size {experiment.batch_size}, packing {data.packing}, "
         f"buckets {list(data.buckets)}{_prompt_place(ready)}",
         "start": 0 if is_new else int(checkpoint.checksum(dict(start))),
+        **({"lora": repr(ready.stage.lora)} if ready.stage.lora else {}),
     }
 
 
@@ -223,10 +238,12 @@ def _check_position(saved: Mapping[str, Any], expected: Mapping[str, Any], folde
         "data": "on other training data",
         "batches": "in other batches",
         "start": "from other parameters (another model, or an earlier stage that has changed since)",
+        "lora": "with other adapters",
     }
     for name, meaning in meanings.items():
-        if saved[name] != expected[name]:
+        before, now = saved.get(name), expected.get(name)
+        if before != now:
             raise InputError(
-                f"{folder} was trained {meaning}: {saved[name]} then, {expected[name]} now. Give "
+                f"{folder} was trained {meaning}: {before} then, {now} now. Give "
                 f"another --workdir, or delete {folder} to train the stage anew"
             )

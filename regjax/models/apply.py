@@ -126,14 +126,18 @@ class Apply:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Method:
+class ModuleMethod:
     """One method of an NNX module, as a function of its parameters."""
 
     structure: nnx.GraphDef[Any] = dataclasses.field(repr=False)
     name: str
 
     def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        return getattr(nnx.merge(self.structure, params), self.name)(*args, **kwargs)
+        return getattr(self.module(params), self.name)(*args, **kwargs)
+
+    def module(self, params: Params) -> Any:
+        """The module with these parameters."""
+        return nnx.merge(self.structure, params)
 
 
 def split(model: nnx.Module) -> tuple[Apply, Params]:
@@ -163,7 +167,7 @@ def split(model: nnx.Module) -> tuple[Apply, Params]:
             "pure function of its parameters"
         )
     methods: dict[str, Any] = {
-        name: _Method(structure, name)
+        name: ModuleMethod(structure, name)
         for name in ("hidden", "head", "embed", "prefill", "step")
         if callable(getattr(model, name, None))
     }

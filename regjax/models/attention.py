@@ -1,5 +1,7 @@
 """Attention: which token sees which, positions within segments, and the weighted sum."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -75,16 +77,26 @@ def visible(
 
 
 def attend(
-    query: Array, key: Array, value: Array, mask: Array, *, scale: float, soft_cap: float | None
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Array:
     """`softmax(cap(scale * query . key))` over the keys in `mask`, times `value`: `[B, L, H, C]`.
 
     `query [B, L, H, C]`; `key` and `value` `[B, S, K, C]`, each of whose K heads serves `H / K`
     query heads in a row; `mask [B, 1, L, S]` bool. `cap(s) = soft_cap * tanh(s / soft_cap)`. Scores
-    and softmax are float32, the two products in the inputs' own type.
+    and softmax are float32, the two products in the inputs' own type. `cudnn` is for bfloat16
+    without a cap, on a GPU, and L and S that are even if a gradient is taken.
     """
     if soft_cap is None:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, scale=scale, implementation=implementation
+        )
     batch, length, heads, size = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, size)
     scores = scale * jnp.einsum(

@@ -8,6 +8,7 @@ from regjax.errors import InputError
 LayerKind = Literal["global", "local"]
 Precision = Literal["float32", "bfloat16"]
 Rematerialisation = Literal["none", "dots", "full"]
+AttentionKernel = Literal["xla", "cudnn", "splash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +111,12 @@ class DecoderConfig:
     dtype: Precision = "float32"
     """Of matrix products and the residual stream. Norms, rotations, softmax and logits are float32.
     Products of float32 follow `jax_default_matmul_precision`, which accelerators read as less."""
+    attention: AttentionKernel = "xla"
+    """What computes attention over whole rows: the compiler, from its formula, everywhere; cuDNN's
+    kernel on GPUs (see `kernel_obstacle`); JAX's splash kernel on TPUs. A cache is always read by `xla`."""
     rematerialisation: Rematerialisation = "none"
-    """What the backward pass computes again: nothing; all but the layers' projections; all."""
+    """What the backward pass computes again: nothing; all but the layers' projections and what the
+    splash kernel returned; all but the layers' inputs."""
     scan_layers: bool = True
     """Compile one layer and scan over it, rather than all of them. Parameters are the same."""
 
@@ -153,6 +158,7 @@ class DecoderConfig:
         choices = {
             "activation": ("silu", "gelu", "gelu_tanh"),
             "dtype": ("float32", "bfloat16"),
+            "attention": ("xla", "cudnn", "splash"),
             "rematerialisation": ("none", "dots", "full"),
         }
         for name, allowed in choices.items():
@@ -160,6 +166,28 @@ class DecoderConfig:
                 raise InputError(
                     f"DecoderConfig.{name} is {getattr(self, name)!r}; expected one of {allowed}."
                 )
+        obstacle = self.kernel_obstacle(self.attention)
+        if obstacle:
+            raise InputError(
+                f"DecoderConfig.attention is {self.attention!r}, which takes no {obstacle}; "
+                "expected 'xla'."
+            )
+
+    def kernel_obstacle(self, kernel: AttentionKernel) -> str:
+        """What of this model `kernel` cannot compute; empty if it can.
+
+        >>> DecoderConfig(attention_soft_cap=50.0, dtype="bfloat16").kernel_obstacle("cudnn")
+        'attention_soft_cap (50.0)'
+        """
+        if kernel != "cudnn":
+            return ""
+        if self.dtype != "bfloat16":
+            return f"dtype {self.dtype!r}"
+        if self.attention_soft_cap is not None:
+            return f"attention_soft_cap ({self.attention_soft_cap})"
+        if self.head_dim % 8 or self.head_dim > 128:
+            return f"head_dim ({self.head_dim}) that is above 128 or no multiple of 8"
+        return ""
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:

@@ -6,13 +6,14 @@ Parameters are float32 unless loaded otherwise; matrix products and the residual
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from regjax.models import splash
 from regjax.models.apply import Cache
 from regjax.models.attention import attend, cached_mask, causal_mask, segment_positions
 from regjax.models.cache import append, empty_cache, has_room, next_positions, require_unpacked
@@ -25,9 +26,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
-# Mask and rotation of one kind of layer: `[B, 1, L, L]`, and two of `[B, L, 1, head_dim / 2]`. With a
-# cache of S columns the mask is `[B, 1, L, S + L]`.
-Sight = tuple[Array, tuple[Array, Array]]
+# Attention, a function of queries, keys and values, and rotation, two of `[B, L, 1, head_dim / 2]`, of
+# one kind of layer.
+Attend = Callable[[Array, Array, Array], Array]
+Rotation = tuple[Array, Array]
+Sight = tuple[Attend, Rotation]
+
+# Of a layer, what is cheap to keep for what it costs to compute again.
+KEEP_DOTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS),
+)
 
 # Rotated keys and values, each `[B, L, K, C]`; of all layers, `[N, B, L, K, C]`.
 KeysValues = tuple[Array, Array]
@@ -125,7 +134,7 @@ class Attention(nnx.Module):
     def __call__(
         self, inputs: Array, sight: Sight, past: KeysValues | None = None
     ) -> tuple[Array, KeysValues]:
-        config, (mask, angles) = self.config, sight
+        config, (attend, angles) = self.config, sight
         heads_of_size = (*inputs.shape[:-1], -1, config.head_dim)
         query = self.query(inputs).reshape(heads_of_size)
         key = self.key(inputs).reshape(heads_of_size)
@@ -137,14 +146,7 @@ class Attention(nnx.Module):
         if past is not None:
             keys = jnp.concatenate([past[0], key], axis=1)
             values = jnp.concatenate([past[1], value], axis=1)
-        mixed = attend(
-            query,
-            keys,
-            values,
-            mask,
-            scale=config.score_scale,
-            soft_cap=config.attention_soft_cap,
-        )
+        mixed = attend(query, keys, values)
         return self.output(mixed.reshape(*inputs.shape[:-1], -1)), (key, value)
 
 
@@ -223,7 +225,7 @@ class Decoder(nnx.Module):
             ValueError: both or neither of tokens and embeddings were given.
         """
         states, positions, segment_ids = self._rows(tokens, embeddings, positions, segment_ids)
-        sights = self._sights(positions, functools.partial(causal_mask, segment_ids))
+        sights = self._sights(positions, functools.partial(self._over_rows, segment_ids))
         return self.final_norm(self._through_layers(states, sights)[0])
 
     def prefill(
@@ -250,7 +252,7 @@ class Decoder(nnx.Module):
             require_unpacked(segment_ids)
         states, positions, segment_ids = self._rows(tokens, embeddings, positions, segment_ids)
         cache = empty_cache(self.config, states.shape[0], states.shape[1] + room)
-        sights = self._sights(positions, functools.partial(causal_mask, segment_ids))
+        sights = self._sights(positions, functools.partial(self._over_rows, segment_ids))
         states, new = self._through_layers(states, sights, keep=True)
         return self.final_norm(states), append(cache, new, positions, segment_ids)
 
@@ -270,10 +272,15 @@ class Decoder(nnx.Module):
         """
         fits = has_room(cache)
         positions = next_positions(cache)[:, None]
-        mask = functools.partial(cached_mask, positions, cache.positions, cache.segment_ids)
+
+        def over_cache(window: int | None) -> Attend:
+            return self._masked(
+                cached_mask(positions, cache.positions, cache.segment_ids, window), "xla"
+            )
+
         states = self.embed(jnp.asarray(tokens)[:, None]).astype(self.config.dtype)
         states, new = self._through_layers(
-            states, self._sights(positions, mask), (cache.keys, cache.values), keep=True
+            states, self._sights(positions, over_cache), (cache.keys, cache.values), keep=True
         )
         states = jnp.where(fits, self.final_norm(states)[:, 0], jnp.nan)
         return states, append(cache, new, positions, jnp.ones_like(positions))
@@ -309,22 +316,46 @@ class Decoder(nnx.Module):
             positions = segment_positions(jnp.asarray(segment_ids))
         return states, jnp.asarray(positions), jnp.asarray(segment_ids)
 
-    def _sights(self, positions: Array, mask: Callable[[int | None], Array]) -> dict[str, Sight]:
-        """The sight of each kind of layer; `mask` is a function of the window."""
+    def _masked(self, mask: Array, implementation: Literal["xla", "cudnn"]) -> Attend:
+        return functools.partial(
+            attend,
+            mask=mask,
+            scale=self.config.score_scale,
+            soft_cap=self.config.attention_soft_cap,
+            implementation=implementation,
+        )
+
+    def _over_rows(self, segment_ids: Array, window: int | None) -> Attend:
+        """Attention of each token of a row to those before it."""
+        config = self.config
+        if config.attention == "splash":
+            return functools.partial(
+                splash.attend,
+                segment_ids=segment_ids,
+                window=window,
+                scale=config.score_scale,
+                soft_cap=config.attention_soft_cap,
+            )
+        return self._masked(causal_mask(segment_ids, window), config.attention)
+
+    def _sights(
+        self, positions: Array, attend_within: Callable[[int | None], Attend]
+    ) -> dict[str, Sight]:
+        """The sight of each kind of layer."""
         config = self.config
         rotation = rope_angles(
             positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         )
         sights = {}
         if "global" in config.layer_kinds:
-            sights["global"] = (mask(None), rotation)
+            sights["global"] = (attend_within(None), rotation)
         if "local" in config.layer_kinds:
             if config.local_rope_theta is not None:
                 rotation = rope_angles(
                     positions,
                     rope_frequencies(config.head_dim, config.local_rope_theta, RopeScaling()),
                 )
-            sights["local"] = (mask(config.sliding_window), rotation)
+            sights["local"] = (attend_within(config.sliding_window), rotation)
         return sights
 
     def _through_layers(
@@ -339,45 +370,46 @@ class Decoder(nnx.Module):
         config = self.config
         structure, stacked = nnx.split(self.layers)
 
-        def layer(
-            states: Array, parameters: nnx.State, sight: Sight, past: KeysValues | None
-        ) -> tuple[Array, KeysValues | None]:
-            states, new = nnx.merge(structure, parameters)(states, sight, past)
-            return states, new if keep else None
-
         # A scan already keeps the compiler from merging the two computations of a layer.
         checkpoint = functools.partial(jax.checkpoint, prevent_cse=not config.scan_layers)
-        if config.rematerialisation == "full":
-            layer = checkpoint(layer)
-        elif config.rematerialisation == "dots":
-            layer = checkpoint(
-                layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            )
+
+        def layer(
+            states: Array, of_layer: tuple[nnx.State, KeysValues | None], sight: Sight
+        ) -> tuple[Array, KeysValues | None]:
+            attend, rotation = sight
+
+            def through(
+                states: Array, parameters: nnx.State, rotation: Rotation, past: KeysValues | None
+            ) -> tuple[Array, KeysValues]:
+                return nnx.merge(structure, parameters)(states, (attend, rotation), past)
+
+            if config.rematerialisation == "full":
+                through = checkpoint(through)
+            elif config.rematerialisation == "dots":
+                through = checkpoint(through, policy=KEEP_DOTS)
+            states, new = through(states, of_layer[0], rotation, of_layer[1])
+            return states, new if keep else None
 
         if not config.scan_layers:
             kept = []
             for index, kind in enumerate(config.layer_kinds):
                 of_layer = jax.tree.map(lambda leaf, index=index: leaf[index], (stacked, past))
-                states, new = layer(states, of_layer[0], sights[kind], of_layer[1])
+                states, new = layer(states, of_layer, sights[kind])
                 kept.append(new)
             return states, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
         if len(sights) == 1:
             (sight,) = sights.values()
-            return jax.lax.scan(
-                lambda states, of_layer: layer(states, of_layer[0], sight, of_layer[1]),
-                states,
-                (stacked, past),
-            )
+            return jax.lax.scan(functools.partial(layer, sight=sight), states, (stacked, past))
 
         def alternating(states: Array, of_layer: tuple[Any, Any, Array]) -> tuple[Array, Any]:
             parameters, past, is_local = of_layer
-            sight = jax.tree.map(
-                lambda local, every: jnp.where(is_local, local, every),
-                sights["local"],
-                sights["global"],
+            (near, near_rotation), (far, far_rotation) = sights["local"], sights["global"]
+            rotation = jax.tree.map(
+                functools.partial(jnp.where, is_local), near_rotation, far_rotation
             )
-            return layer(states, parameters, sight, past)
+            sight = (lambda *heads: jax.lax.cond(is_local, near, far, *heads), rotation)
+            return layer(states, (parameters, past), sight)
 
         is_local = jnp.array([kind == "local" for kind in config.layer_kinds])
         return jax.lax.scan(alternating, states, (stacked, past, is_local))

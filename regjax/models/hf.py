@@ -9,18 +9,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from regjax.errors import InputError
 from regjax.models.apply import Params
-from regjax.models.config import DecoderConfig, Precision, Rematerialisation
+from regjax.models.config import AttentionKernel, DecoderConfig, Precision, Rematerialisation
 from regjax.models.decoder import Decoder, create
 from regjax.models.hf_config import TOKEN_IDS, config_from_json, json_from_config
 from regjax.models.hf_tensors import (
@@ -32,8 +32,7 @@ from regjax.models.hf_tensors import (
     read_parameter,
     write_tensors,
 )
-
-Rules = Sequence[tuple[str, PartitionSpec]]
+from regjax.sharding import Rules, place
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -81,11 +80,43 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         ) from error
 
 
+def read_config(path: str | Path) -> DecoderConfig:
+    """The model in a Hugging Face folder (or hub id), from its `config.json`: no tensor is read.
+
+    Raises:
+        InputError: as `load`, of the architecture and its options.
+    """
+    place = resolve(path) / "config.json"
+    return config_from_json(read_json(place), str(place))
+
+
+def load_config(
+    path: str | Path,
+    *,
+    compute_dtype: Precision = "float32",
+    rematerialisation: Rematerialisation = "none",
+    scan_layers: bool = True,
+) -> DecoderConfig:
+    """The configuration in a folder's (or hub id's) `config.json`, with the choices of `load`.
+
+    Raises:
+        InputError: an architecture or option that is unknown; the message names it.
+    """
+    folder = resolve(path)
+    return dataclasses.replace(
+        read_config(folder),
+        dtype=compute_dtype,
+        rematerialisation=rematerialisation,
+        scan_layers=scan_layers,
+    )
+
+
 def load(
     path: str | Path,
     *,
     dtype: Precision = "float32",
     compute_dtype: Precision | None = None,
+    attention: AttentionKernel = "xla",
     rematerialisation: Rematerialisation = "none",
     scan_layers: bool = True,
     mesh: Mesh | None = None,
@@ -98,13 +129,15 @@ def load(
             `model.safetensors.index.json`; see `resolve`.
         dtype: of the parameters.
         compute_dtype: `DecoderConfig.dtype`; by default that of the parameters.
+        attention: as in `DecoderConfig`.
         rematerialisation: as in `DecoderConfig`.
         scan_layers: as in `DecoderConfig`.
         mesh: where the parameters go; each device's part alone is read for it. Without one, the
             default device.
         rules: `(pattern, PartitionSpec)`: the first whose pattern is found (`re.search`) in the
-            parameter's path, such as `layers/attention/query/kernel`, places it; a path without a
-            rule is replicated. Kernels are `[inputs, outputs]`, in layers `[N, inputs, outputs]`.
+            parameter's path, such as `layers/attention/query/kernel`, places it, see
+            `regjax.sharding.place`, and `rules_for` there for those of this family. Kernels are
+            `[inputs, outputs]`, in layers `[N, inputs, outputs]`.
 
     Raises:
         InputError: an architecture, option, tensor or file that is unknown, missing, of the wrong
@@ -112,12 +145,14 @@ def load(
     """
     folder = resolve(path)
     config = dataclasses.replace(
-        config_from_json(read_json(folder / "config.json"), str(folder / "config.json")),
+        read_config(folder),
         dtype=compute_dtype or dtype,
+        attention=attention,
         rematerialisation=rematerialisation,
         scan_layers=scan_layers,
     )
     structure, expected = _abstract(config)
+    placed = {} if mesh is None else place(expected, mesh, rules)
     with open_tensors(folder) as tensors:
         check_tensors(folder, tensors, expected, config)
         leaves = {
@@ -126,7 +161,7 @@ def load(
                 name,
                 config,
                 jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)),
-                None if mesh is None else NamedSharding(mesh, _partition(name, rules)),
+                placed.get(name),
             )
             for name, leaf in expected.items()
         }
@@ -188,10 +223,6 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
-
-
-def _partition(path: str, rules: Rules) -> PartitionSpec:
-    return next((spec for pattern, spec in rules if re.search(pattern, path)), PartitionSpec())
 
 
 def _abstract(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], dict[str, Any]]:

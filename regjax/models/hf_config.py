@@ -412,7 +412,7 @@ def _meaning(config: DecoderConfig) -> dict[str, Any]:
     values = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name not in ("dtype", "rematerialisation", "scan_layers")
+        if field.name not in ("dtype", "attention", "rematerialisation", "scan_layers")
     }
     values["attention_pattern"] = config.layer_kinds
     values["query_scale"] = config.score_scale

@@ -75,7 +75,7 @@ def nest(leaves: Mapping[str, Array]) -> Params:
     return params
 
 
-def _tensor_names(path: str, config: DecoderConfig) -> list[str]:
+def tensor_names(path: str, config: DecoderConfig) -> list[str]:
     """The tensors that make up one parameter: one, or one of each layer."""
     if path in _TOP:
         return [_TOP[path]]
@@ -131,7 +131,7 @@ def check_tensors(
     """Raises an InputError for a tensor that is missing, unexpected, misshapen or quantised."""
     known = set()
     for path, leaf in expected.items():
-        names = _tensor_names(path, config)
+        names = tensor_names(path, config)
         shape = leaf.shape if path in _TOP else leaf.shape[1:]
         shape = shape[::-1] if path.endswith("/kernel") else shape
         for name in names:
@@ -174,7 +174,7 @@ def read_parameter(
     sharding: NamedSharding | None,
 ) -> Array:
     """The parameter at `path`; with a sharding, each device's part is read for it alone."""
-    names = _tensor_names(path, config)
+    names = tensor_names(path, config)
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
         values = tensors[name].get_slice(name)
@@ -219,7 +219,7 @@ def write_tensors(
     shards: list[dict[str, tuple[str, int]]] = [{}]
     filled = total = 0
     for path, leaf in leaves.items():
-        names = _tensor_names(path, config)
+        names = tensor_names(path, config)
         size = jnp.dtype(dtype or leaf.dtype).itemsize * leaf.size // len(names)
         for layer, name in enumerate(names):
             if shards[-1] and filled + size > max_shard_size:
