@@ -167,8 +167,8 @@ def load_lora(
             found[f"{path.removesuffix('/kernel')}/{factor}"] = jnp.asarray(stacked, jnp.float32)
     if tensors:
         raise InputError(
-            f"{folder / TENSORS}: {min(tensors)!r} has no place in this model; the adapters are for "
-            "another one."
+            f"{folder / TENSORS}: {min(tensors)!r} is no adapter of a kernel of this model; the file is "
+            "for another one, or holds more than adapters."
         )
     origin, written = _origin(folder / TENSORS, header)
     lora = dataclasses.replace(lora, patterns=tuple(written or patterns))
