@@ -166,7 +166,7 @@ def _run_stage(
                 recorder.flush()
                 saved = {**position, "step": step, "recorder": recorder.state}
                 checkpoint.save(manager, step, state, saved, report)
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
 
         # result
         best = manager.best_step() if stage.select else None
