@@ -1,6 +1,7 @@
 """The command line: `regjax COMMAND ...`."""
 
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ WRONG_PATH = (
     NotADirectoryError,
     IsADirectoryError,
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
-        _complain(f"{error.filename}: {error.strerror}")
+        where = "a file" if error.filename is None else error.filename
+        _complain(f"{where}: {error.strerror}")
         return BAD_INPUT if isinstance(error, WRONG_PATH) else FAILED
     return 0
 

@@ -119,7 +119,14 @@ def _run_stage(
     checkpoints = folder / "checkpoints"
     largest = stage.select.rpartition("/")[2] in LARGEST_WINS
     with (
-        checkpoint.open_manager(checkpoints, select=stage.select, largest=largest) as manager,
+        checkpoint.open_manager(
+            checkpoints,
+            select=stage.select,
+            largest=largest,
+            keep_latest=experiment.keep_latest,
+            keep_best=experiment.keep_best,
+            keep_every=experiment.keep_every,
+        ) as manager,
         progress(stage.name, stage.steps) as advance,
     ):
         recorder = Recorder(log, stage.name, experiment, stage.steps, ready.splits.train, advance)

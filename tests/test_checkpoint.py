@@ -104,6 +104,23 @@ def test_best_and_newest_are_kept(tmp_path, largest, figures, best, kept):
         assert sorted(manager.all_steps()) == kept
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"keep_latest": 1}, [9]),
+        ({"keep_latest": 3}, [7, 8, 9]),
+        ({"keep_latest": 1, "keep_every": 4}, [4, 8, 9]),
+        ({"keep_latest": 1, "select": "loss", "keep_best": 3}, [1, 3, 5, 9]),
+        ({"keep_latest": 2, "select": "loss", "keep_best": 2, "keep_every": 6}, [3, 5, 6, 8, 9]),
+    ],
+)
+def test_what_is_kept(tmp_path, options, kept):
+    """Of losses 0.2 at 5, 0.3 at 3, 0.4 at 1 and worse after them."""
+    losses = dict(zip(range(1, 10), [0.4, 0.9, 0.3, 0.8, 0.2, 0.7, 0.6, 0.5, 0.95], strict=True))
+    saved(tmp_path, dict.fromkeys(losses, state()), losses, **options)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == kept
+
+
 @failing_reads
 @pytest.mark.parametrize(
     "other",
