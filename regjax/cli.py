@@ -79,6 +79,10 @@ def _overview() -> str:
 WORKDIR = (
     "Folder for checkpoints, log, predictions, results and plots; a run that is there goes on."
 )
+PROFILE = (
+    "Traces these steps of every stage with jax.profiler, first and last included, into "
+    "WORKDIR/profile; open with `xprof --logdir WORKDIR/profile` (pip install xprof)."
+)
 
 TRAIN_USAGE = """usage: regjax train CONFIG [--field value ...] --workdir DIR
 
@@ -94,6 +98,7 @@ def train(arguments: Sequence[str]) -> None:
     import tyro
 
     from regjax.experiment import Experiment, load_config
+    from regjax.profiling import parse_steps
     from regjax.train import train as run
 
     if not arguments or arguments[0].startswith("-"):
@@ -107,17 +112,18 @@ def train(arguments: Sequence[str]) -> None:
     def parsed(
         workdir: Annotated[Path, tyro.conf.arg(help=WORKDIR)],
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
-    ) -> tuple[Path, Experiment]:
-        return workdir, experiment
+        profile: Annotated[str, tyro.conf.arg(help=PROFILE, metavar="START:STOP")] = "",
+    ) -> tuple[Path, Experiment, str]:
+        return workdir, experiment, profile
 
-    workdir, experiment = tyro.cli(
+    workdir, experiment, profile = tyro.cli(
         parsed,
         prog=f"regjax train {arguments[0]}",
         description=f"Runs the stages of {arguments[0]}.",
         args=arguments[1:],
         config=(tyro.conf.AvoidSubcommands,),
     )
-    run(experiment, workdir)
+    run(experiment, workdir, profile=parse_steps(profile) if profile else None)
     from regjax.plots import plot_workdir
 
     for path in plot_workdir(workdir):

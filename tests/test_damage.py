@@ -30,7 +30,7 @@ save, (config, workdir, full_at) = checkpoint.save, sys.argv[1:]
 def save_with_less_room(manager, step, *rest):
     if step == int(full_at):
         checkpoint.wait(manager)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     save(manager, step, *rest)
 
 checkpoint.save = save_with_less_room
