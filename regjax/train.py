@@ -17,7 +17,7 @@ from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
 from regjax.files import write_json
 from regjax.flops import update_flops
-from regjax.log import Log, progress
+from regjax.log import Log, print_table, progress
 from regjax.models import Apply
 from regjax.prepare import (
     LARGEST_WINS,
@@ -36,7 +36,14 @@ from regjax.results import (
     results_table,
     text_table,
 )
-from regjax.stages import INITIAL, PREVIOUS, init_state, make_update
+from regjax.stages import (
+    INITIAL,
+    PREVIOUS,
+    abstract_state,
+    init_state,
+    make_update,
+    sharding_of,
+)
 
 Parameters = Mapping[str, jax.Array]
 
@@ -82,6 +89,12 @@ def train(
     log = Log(workdir, experiment.loggers)
     save_tokenizer(run, workdir)
     write_config(experiment, workdir / "config.json")
+    if run.mesh.size > 1 and not quiet:
+        shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        print_table(
+            f"{experiment.name}: parameters on {run.mesh.size} devices ({shape})",
+            sharding.table(run.params, run.mesh, run.rules),
+        )
     finished: dict[str, Parameters] = {INITIAL: run.params}
     results: dict[str, Any] = {"stages": {}}
     params: Parameters = run.params
@@ -111,16 +124,16 @@ def _run_stage(
     experiment, ready = run.experiment, run.stages[index]
     stage = ready.stage
     folder = workdir / stage.name
-    mesh = sharding.make_mesh()
-    everywhere = sharding.replicated(mesh)
+    mesh = run.mesh
 
     # state: what is trained goes through the optimizer and the checkpoints, the rest stays as it is
     position = _position(run, index, start)
     start = prompting.start_parameters(ready, start, run.tokenizer, experiment.seed)
+    start = jax.device_put(start, sharding.place(start, mesh, run.rules))
     trained, frozen = paths.split_by_patterns(paths.unflatten(start), stage.trainable)
-    frozen = jax.device_put(frozen, everywhere)
     optimizer = optim.build(stage.optimizer, stage.steps, trained)
-    state = init_state(jax.device_put(trained, everywhere), optimizer, everywhere)
+    places = sharding_of(abstract_state(trained, optimizer, mesh))
+    state = init_state(trained, optimizer, places)
     batches = Batches(ready.splits.train, experiment.batch_size, experiment.seed, stage.data)
     update = make_update(
         ready.model,
@@ -128,7 +141,7 @@ def _run_stage(
         optimizer,
         ready.codec,
         seed=_stage_seed(experiment.seed, index),
-        sharding=everywhere,
+        sharding=places,
     )
     evaluation = StageEvaluation(run, index)
 

@@ -278,7 +278,7 @@ def test_checksum_moves_no_shards():
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from regjax import checkpoint, sharding
-mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=4, tensor=2))
 array = np.random.default_rng(0).standard_normal((16, 24), np.float32)
 placed = jax.device_put(array, NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
 assert int(checkpoint.checksum({"a": array})) == int(checkpoint.checksum({"a": placed}))

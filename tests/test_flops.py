@@ -122,7 +122,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from regjax import sharding
 from regjax.flops import training_flops
-mesh = sharding.make_mesh(data=4, tensor=2)
+mesh = sharding.make_mesh(sharding.MeshShape(data=4, tensor=2))
 def loss(w, x):
     return jax.shard_map(
         lambda x, w: jax.lax.psum(x @ w, "tensor"), mesh=mesh,
