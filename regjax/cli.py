@@ -1,6 +1,7 @@
 """The command line: `regjax COMMAND ...`."""
 
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ WRONG_PATH = (
     NotADirectoryError,
     IsADirectoryError,
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
-        _complain(f"{error.filename}: {error.strerror}")
+        where = "a file" if error.filename is None else error.filename
+        _complain(f"{where}: {error.strerror}")
         return BAD_INPUT if isinstance(error, WRONG_PATH) else FAILED
     return 0
 
@@ -76,6 +79,10 @@ def _overview() -> str:
 WORKDIR = (
     "Folder for checkpoints, log, predictions, results and plots; a run that is there goes on."
 )
+PROFILE = (
+    "Traces these steps of every stage with jax.profiler, first and last included, into "
+    "WORKDIR/profile; open with `xprof --logdir WORKDIR/profile` (pip install xprof)."
+)
 
 TRAIN_USAGE = """usage: regjax train CONFIG [--field value ...] --workdir DIR
 
@@ -91,6 +98,7 @@ def train(arguments: Sequence[str]) -> None:
     import tyro
 
     from regjax.experiment import Experiment, load_config
+    from regjax.profiling import parse_steps
     from regjax.train import train as run
 
     if not arguments or arguments[0].startswith("-"):
@@ -104,17 +112,18 @@ def train(arguments: Sequence[str]) -> None:
     def parsed(
         workdir: Annotated[Path, tyro.conf.arg(help=WORKDIR)],
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
-    ) -> tuple[Path, Experiment]:
-        return workdir, experiment
+        profile: Annotated[str, tyro.conf.arg(help=PROFILE, metavar="START:STOP")] = "",
+    ) -> tuple[Path, Experiment, str]:
+        return workdir, experiment, profile
 
-    workdir, experiment = tyro.cli(
+    workdir, experiment, profile = tyro.cli(
         parsed,
         prog=f"regjax train {arguments[0]}",
         description=f"Runs the stages of {arguments[0]}.",
         args=arguments[1:],
         config=(tyro.conf.AvoidSubcommands,),
     )
-    run(experiment, workdir)
+    run(experiment, workdir, profile=parse_steps(profile) if profile else None)
     from regjax.plots import plot_workdir
 
     for path in plot_workdir(workdir):

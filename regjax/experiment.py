@@ -83,6 +83,16 @@ class Experiment:
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step and evaluated steps are saved as well."""
 
+    keep_latest: int = 2
+    """Newest checkpoints that are kept."""
+
+    keep_best: int = 1
+    """Best checkpoints that are kept in a stage with `select`."""
+
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for good; 0: none. A multiple of
+    `checkpoint_every`."""
+
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite after which the run stops."""
 
@@ -97,7 +107,7 @@ class Experiment:
         _ = self.task  # raises
         for name in (
             "batch_size", "accumulation", "eval_batch_size", "steps", "log_every",
-            "checkpoint_every", "max_bad_steps", "vocabulary_size",
+            "checkpoint_every", "keep_latest", "keep_best", "max_bad_steps", "vocabulary_size",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be 1 or more")
@@ -105,6 +115,11 @@ class Experiment:
             raise InputError(f"seed is {self.seed}; it has to be in 0..2**32 - 1")
         if self.eval_every < 0:
             raise InputError(f"eval_every is {self.eval_every}; it has to be 0 or more")
+        if self.keep_every < 0 or self.keep_every % self.checkpoint_every:
+            raise InputError(
+                f"keep_every is {self.keep_every}; it has to be 0 or a multiple of checkpoint_every "
+                f"({self.checkpoint_every}), so that there is a checkpoint to keep"
+            )
         if self.batch_size % self.accumulation:
             raise InputError(
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}"

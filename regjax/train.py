@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
 from regjax.files import write_json
+from regjax.flops import update_flops
 from regjax.log import Log, print_table, progress
 from regjax.models import Apply
 from regjax.prepare import (
@@ -24,6 +27,7 @@ from regjax.prepare import (
     prepare,
     save_tokenizer,
 )
+from regjax.profiling import Profiler, Steps
 from regjax.recorder import Recorder
 from regjax.results import (
     StageEvaluation,
@@ -50,6 +54,7 @@ def train(
     *,
     model: tuple[Apply, Any] | None = None,
     quiet: bool = False,
+    profile: Steps | None = None,
 ) -> dict[str, Any]:
     """Runs the experiment's stages in `workdir` and returns what is written to its `results.json`.
 
@@ -64,6 +69,9 @@ def train(
         `module.apply`, see `regjax.models.from_function`. No model folder is written for it;
         `regjax.checkpoint.load_params(workdir, stage)` gives what a stage ended with.
       quiet: print no table.
+      profile: first and last step to trace in every stage, into `workdir/profile/STAGE`. TensorBoard and
+        xprof open it (`pip install xprof`, `xprof --logdir workdir/profile`), and https://ui.perfetto.dev
+        the trace.json.gz in it.
 
     Raises:
       InputError: for whatever is wrong with config, data or model, before any training.
@@ -75,6 +83,9 @@ def train(
         raise InputError(f"--workdir {workdir} is a file; give a folder")
     workdir.mkdir(parents=True, exist_ok=True)
     run = prepare(experiment, workdir, model)
+    longest = max(ready.stage.steps for ready in run.stages)
+    if profile and profile[0] > longest:
+        raise InputError(f"profile starts at step {profile[0]}; the longest stage has {longest}")
     log = Log(workdir, experiment.loggers)
     save_tokenizer(run, workdir)
     write_config(experiment, workdir / "config.json")
@@ -90,7 +101,12 @@ def train(
     for index, ready in enumerate(run.stages):
         stage = ready.stage
         start = params if stage.start == PREVIOUS else finished[stage.start]
-        params, results["stages"][stage.name] = _run_stage(run, index, start, workdir, log)
+        profiler = Profiler(workdir / "profile" / stage.name, profile)
+        params, results["stages"][stage.name], speed = _run_stage(
+            run, index, start, workdir, log, profiler
+        )
+        if speed and not quiet:
+            print(f"{stage.name}: {speed}", file=sys.stderr)
         if stage.name in {later.stage.start for later in run.stages[index + 1 :]}:
             finished[stage.name] = params
     results["table"] = results_table(run, results["stages"])
@@ -102,9 +118,9 @@ def train(
 
 
 def _run_stage(
-    run: Prepared, index: int, start: Parameters, workdir: Path, log: Log
-) -> tuple[Parameters, dict[str, Any]]:
-    """Trains one stage, or what is left of it, and reports on its result."""
+    run: Prepared, index: int, start: Parameters, workdir: Path, log: Log, profiler: Profiler
+) -> tuple[Parameters, dict[str, Any], str]:
+    """Trains one stage, or what is left of it, and reports on its result and its speed."""
     experiment, ready = run.experiment, run.stages[index]
     stage = ready.stage
     folder = workdir / stage.name
@@ -133,10 +149,24 @@ def _run_stage(
     checkpoints = folder / "checkpoints"
     largest = stage.select.rpartition("/")[2] in LARGEST_WINS
     with (
-        checkpoint.open_manager(checkpoints, select=stage.select, largest=largest) as manager,
+        checkpoint.open_manager(
+            checkpoints,
+            select=stage.select,
+            largest=largest,
+            keep_latest=experiment.keep_latest,
+            keep_best=experiment.keep_best,
+            keep_every=experiment.keep_every,
+        ) as manager,
         progress(stage.name, stage.steps) as advance,
+        contextlib.closing(profiler),
     ):
-        recorder = Recorder(log, stage.name, experiment, stage.steps, ready.splits.train, advance)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
+        recorder = Recorder(
+            log, stage.name, experiment, stage.steps, ready.splits.train, advance,
+            lambda batch: update_flops(
+                ready.model, stage.objective, ready.codec, shapes, frozen, batch
+            ),
+        )  # fmt: skip
 
         # resume
         resumed = manager.latest_step() is not None
@@ -167,10 +197,14 @@ def _run_stage(
             and evaluation.has("validation")
         ):
             evaluate(0)
-        for batch in batches.iterate(step, stage.steps):
-            state, metrics = update(state, frozen, _place(batch, experiment.accumulation, mesh))
+        for batch in recorder.waiting(batches.iterate(step, stage.steps)):
+            placed = _place(batch, experiment.accumulation, mesh)
+            profiler.before(step + 1, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                state, metrics = update(state, frozen, placed)
             step += 1
-            recorder.add(step, metrics, batch["record_ids"])
+            profiler.after(step, state)
+            recorder.add(step, metrics, batch, placed)
             last = step == stage.steps
             report: dict[str, float] = {}
             if evaluation.has("validation") and (last or _due(step, stage.eval_every)):
@@ -180,7 +214,7 @@ def _run_stage(
                 recorder.flush()
                 saved = {**position, "step": step, "recorder": recorder.state}
                 checkpoint.save(manager, step, state, saved, report)
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
 
         # result
         best = manager.best_step() if stage.select else None
@@ -188,7 +222,8 @@ def _run_stage(
             step = best
             state, _ = checkpoint.restore(manager, state, step)
     params = {**frozen, **state.params}
-    return params, finish_stage(run, index, params, step, evaluation, folder)
+    result = finish_stage(run, index, params, step, evaluation, folder)
+    return params, result, recorder.summary
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,5 +1,6 @@
 """Runs in processes of their own, to be killed, and all that they leave behind."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from safetensors.numpy import load_file
 
 from regjax import checkpoint
+from regjax.log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,6 +61,15 @@ def arrays_of(workdir):
     return found
 
 
+def log_of(workdir):
+    """The log's lines as text, without times."""
+    lines = [
+        {name: value for name, value in line.items() if not name.startswith("speed/")}
+        for line in read_log(workdir / "log.jsonl")
+    ]
+    return json.dumps(lines)
+
+
 FILES = ("*.json*", "tokenizer/*.json", "*/*.json*", "*/soft_prompt/**/*.*")
 
 
@@ -73,7 +84,10 @@ def assert_same_runs(workdir, undisturbed):
     }
     assert compared
     for path in compared:
-        assert (workdir / path).read_bytes() == (undisturbed / path).read_bytes(), path
+        if path.name == "log.jsonl":
+            assert log_of(workdir) == log_of(undisturbed)
+        else:
+            assert (workdir / path).read_bytes() == (undisturbed / path).read_bytes(), path
     held = [{p.relative_to(w) for p in w.rglob("*")} for w in (workdir, undisturbed)]
     # Orbax names its data files by chance.
     assert not {path for path in held[0] - held[1] if "/d/" not in str(path)}

@@ -56,6 +56,10 @@ def test_a_config_file_is_its_experiment(tmp_path):
             for name in ("batch_size", "accumulation", "steps", "log_every", "max_bad_steps")
         ],
         ("checkpoint_every", 0),
+        ("keep_latest", 0),
+        ("keep_best", 0),
+        ("keep_every", -5),
+        ("keep_every", 7),
         ("eval_every", -1),
         ("seed", -1),
         ("seed", 2**32),
