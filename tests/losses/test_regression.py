@@ -271,6 +271,18 @@ def test_raft_is_stationary_and_zero_at_every_distribution_with_the_targets_mean
             close(gradient, np.zeros(5), atol=2e-6)
 
 
+def test_the_error_of_several_answers_is_that_of_their_mean_plus_their_variance():
+    log_probs = np.log(probability_rows(40, 5, seed=9))
+    predictions = np.asarray(expected_score(log_probs, VALUES), np.float64)
+    errors = raft(log_probs, np.full(40, 3.7), VALUES)
+    close(errors.mean(), (predictions.mean() - 3.7) ** 2 + predictions.var())
+    # Of certain answers the mean score is the mean of the digits that they would be decoded to.
+    digits = np.random.default_rng(10).integers(0, 5, 40)
+    with np.errstate(divide="ignore"):
+        sure = np.log(np.eye(5)[digits])
+    close(expected_score(sure, VALUES).mean(), VALUES[digits].mean())
+
+
 def test_the_ends_of_the_range_reach_every_real_target():
     share = (3.7 - 1.0) / (5.0 - 1.0)
     close(raft(np.log([1 - share, share]), 3.7, [1.0, 5.0], normalize=True), 0.0)
