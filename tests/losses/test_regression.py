@@ -153,6 +153,7 @@ def test_squashed_distances_of_the_number_token_loss():
     )
     close(number_token(sure[0], 1e-4, DIGITS, squash=3.0), 1e-4)
     close(number_token(np.log([0.25, 0.75]), 2.0, [2.0, 5.0], squash=3.0), 0.75)
+    close(number_token(np.log([0.25, 0.5, 0.25]), 2.0, [2.0, 5.0, 5.0], squash=3.0), 0.75)
     half = np.log(np.full(10, 0.05))
     distances = 1 + (np.array([4, 3, 2, 1, 1, 2, 3, 4, 5]) - 1) / 8
     close(
