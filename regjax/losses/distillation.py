@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.checks import check_temperature, class_labels, zero_unless
+from regjax.losses.checks import check_temperature, class_labels, floating, zero_unless
 from regjax.losses.divergence import Divergence, divergence, student_and_teacher
 from regjax.losses.tokens import token_cross_entropy
 
@@ -199,6 +199,8 @@ def labelled_distillation(
     >>> print(f"{labelled_distillation(student, teacher, 1, teacher_weight=0.9):.4f}")
     0.2428
     """
+    # Once, so that the gradients of the two terms are added before they are rounded.
+    student = floating(student, "student")
     soft = distillation(
         student,
         teacher,

@@ -201,34 +201,34 @@ def number_token(
     # Once, so that the gradients of the loss and of the mass are added before they are rounded.
     logits = floating(logits, "logits")
     values = grid_values(codec)
-    largest = jnp.max(values) - jnp.min(values)
+    span = jnp.max(values) - jnp.min(values)
     if squash is not None and not (kind == "wasserstein" and squash > 1.0):
         raise ValueError(
             f"squash must be above 1, and is of kind 'wasserstein' only; got {squash} and {kind!r}"
         )
-    if squash is not None:
-        probs = jnp.exp(grid_log_probs(logits, codec, normalize=True, where=where))
-        distances = magnitude(
-            values - _targets_of_shape(targets, probs.shape[:-1], where)[..., None]
-        )
-        losses = jnp.sum(probs * _squashed(distances, values, squash), axis=-1)
-        largest = jnp.float32(squash)
-    elif kind == "wasserstein":
-        losses = expected_risk(logits, targets, codec, loss="absolute", where=where)
-    elif kind == "mse":
-        losses = raft(logits, targets, codec, normalize=True, where=where)
-        largest = jnp.square(largest)
-    else:
+    if kind == "mse":
+        losses, largest = raft(logits, targets, codec, normalize=True, where=where), span**2
+    elif kind != "wasserstein":
         raise ValueError(f"kind must be 'wasserstein' or 'mse'; got {kind!r}")
+    elif squash is None:
+        losses = expected_risk(logits, targets, codec, loss="absolute", where=where)
+        largest = span
+    else:
+        probs = jnp.exp(grid_log_probs(logits, codec, normalize=True, where=where))
+        targets = _targets_of_shape(targets, probs.shape[:-1], where)
+        losses = jnp.sum(probs * _squashed_distances(targets, values, squash), axis=-1)
+        largest = jnp.float32(squash)
     if reweigh:
         mass = grid_mass(logits, codec, where=where)
         losses = mass * losses + 1.01 * largest * (1.0 - mass)
     return zero_unless(mask_of_shape(where, losses.shape), losses)
 
 
-def _squashed(distances: jax.Array, values: jax.Array, factor: float) -> jax.Array:
-    """0 at 0, 1 at the smallest distance of two values and `factor` at the largest, linear between."""
-    smallest = jnp.min(jnp.diff(jnp.sort(values)))
+def _squashed_distances(targets: jax.Array, values: jax.Array, factor: float) -> jax.Array:
+    """`[..., K]`: 1 for the smallest distance of two values, `factor` for the largest, else linear."""
+    distances = magnitude(values - targets[..., None])
+    gaps = jnp.diff(jnp.sort(values))
+    smallest = jnp.min(gaps, where=gaps > 0.0, initial=jnp.inf)
     # At least twice the smallest distance is the largest of three values; of two it is the same.
     beyond = jnp.maximum(jnp.max(values) - jnp.min(values) - smallest, smallest)
     far = jnp.maximum(distances - smallest, 0.0) / beyond

@@ -195,6 +195,18 @@ def test_labels_out_of_range_give_nan_and_only_there():
         np.testing.assert_array_equal(np.isnan(found), [True, False, True])
 
 
+@pytest.mark.parametrize("margin", ["max", "average"])
+def test_margins_of_certain_teachers_and_of_half_precision(margin):
+    certain = np.float32(1e4) * np.eye(4, dtype=np.float32)
+    close(teacher_margins(certain, np.arange(4), margin=margin), np.ones(4))
+    wrong = -1.0 if margin == "max" else -1 / 3
+    close(teacher_margins(certain, (np.arange(4) + 1) % 4, margin=margin), np.full(4, wrong))
+    half = jnp.asarray(TEACHER, jnp.bfloat16)
+    found = jax.vmap(lambda t, y: teacher_margins(t, y, margin=margin))(half, LABELS)
+    assert found.dtype == jnp.float32
+    close(found, teacher_margins(half.astype(jnp.float32), LABELS, margin=margin))
+
+
 def test_masked_margins_are_zero():
     teacher = np.stack([T, np.full(4, np.nan, np.float32)])
     found = teacher_margins(teacher, np.array([0, -100]), where=np.array([True, False]))

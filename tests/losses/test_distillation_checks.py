@@ -155,11 +155,20 @@ def test_a_student_equal_to_its_teacher_has_finite_gradients(case):
 def test_bfloat16_is_read_in_float32_and_without_a_mask_all_count(case):
     student, teacher, where = inputs(case, seed=5)
     student, teacher = jnp.asarray(student, jnp.bfloat16), jnp.asarray(teacher, jnp.bfloat16)
-    losses = jax.jit(lambda s, t: case.loss(s, t, None))(student, teacher)
-    assert losses.dtype == jnp.float32
+
+    def total(student, teacher):
+        losses = case.loss(student, teacher, None)
+        return jnp.sum(losses * weights_of(case.name)), losses
+
+    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(student, teacher)
+    assert (losses.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
     wide = student.astype(jnp.float32), teacher.astype(jnp.float32)
-    expected, *_ = losses_and_gradients(case, *wide, where)
+    expected, slopes, _ = losses_and_gradients(case, *wide, where)
     np.testing.assert_allclose(losses, expected, rtol=5e-6, atol=5e-6)
+    # One rounding of the gradient to eight bits.
+    np.testing.assert_allclose(
+        gradient.astype(jnp.float32), slopes, rtol=2**-8, atol=rounding(slopes)
+    )
 
 
 @cases

@@ -215,6 +215,36 @@ def test_padding_of_candidates_is_ignored_even_when_it_is_nan():
     np.testing.assert_array_equal(masked_gradient[:, ~MULTI.mask], 0.0)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    ("codec", "shape"), [(SINGLE, (2, 3, V)), (MULTI, (2, 3, 4, 3, V)), (VALUES, (2, 3, 5))]
+)
+def test_examples_that_do_not_count_are_zero_in_every_form_of_a_grid(codec, shape, normalize):
+    logits = np.random.default_rng(10).normal(size=shape).astype(np.float32)
+    where = np.array([[1, 0, 1], [0, 0, 1]], bool)
+    broken = logits.copy()
+    broken[~where] = np.nan
+
+    @jax.jit
+    def both(z, where):
+        def total(z):
+            log_probs = grid_log_probs(z, codec, normalize=normalize, where=where)
+            score = expected_score(z, codec, normalize=normalize, where=where)
+            found = score, grid_mass(z, codec, where=where), log_probs.sum(-1)
+            return sum(x.sum() for x in found), found
+
+        return jax.grad(total, has_aux=True)(z)
+
+    slopes, found = both(broken, where)
+    expected_slopes, expected = both(logits, np.ones_like(where))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, np.where(where, other, 0.0), rtol=1e-6)
+    np.testing.assert_array_equal(slopes[~where], 0.0)
+    np.testing.assert_allclose(slopes[where], expected_slopes[where], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"where has shape \(3,\); expected \(2, 3\)"):
+        grid_mass(logits, codec, where=where[0])
+
+
 def test_nan_in_the_logits_is_not_hidden():
     logits = np.zeros(V, np.float32)
     logits[2] = np.nan  # off the grid

@@ -153,6 +153,7 @@ def test_squashed_distances_of_the_number_token_loss():
     )
     close(number_token(sure[0], 1e-4, DIGITS, squash=3.0), 1e-4)
     close(number_token(np.log([0.25, 0.75]), 2.0, [2.0, 5.0], squash=3.0), 0.75)
+    close(number_token(np.log([0.25, 0.5, 0.25]), 2.0, [2.0, 5.0, 5.0], squash=3.0), 0.75)
     half = np.log(np.full(10, 0.05))
     distances = 1 + (np.array([4, 3, 2, 1, 1, 2, 3, 4, 5]) - 1) / 8
     close(
@@ -269,6 +270,18 @@ def test_raft_is_stationary_and_zero_at_every_distribution_with_the_targets_mean
             value, gradient = value_and_gradient(raft, row, 4.0, VALUES, normalize=normalize)
             close(value, 0.0)
             close(gradient, np.zeros(5), atol=2e-6)
+
+
+def test_the_error_of_several_answers_is_that_of_their_mean_plus_their_variance():
+    log_probs = np.log(probability_rows(40, 5, seed=9))
+    predictions = np.asarray(expected_score(log_probs, VALUES), np.float64)
+    errors = raft(log_probs, np.full(40, 3.7), VALUES)
+    close(errors.mean(), (predictions.mean() - 3.7) ** 2 + predictions.var())
+    # Of certain answers the mean score is the mean of the digits that they would be decoded to.
+    digits = np.random.default_rng(10).integers(0, 5, 40)
+    with np.errstate(divide="ignore"):
+        sure = np.log(np.eye(5)[digits])
+    close(expected_score(sure, VALUES).mean(), VALUES[digits].mean())
 
 
 def test_the_ends_of_the_range_reach_every_real_target():

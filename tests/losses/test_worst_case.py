@@ -98,6 +98,11 @@ def test_targets_that_do_not_count_may_be_anything():
     slope = jax.grad(lambda z: class_risk_sums(z, targets, where=where)[0].sum())(logits)
     close(slope[0], np.exp(Z) / np.exp(Z).sum() - Q, atol=5e-7)
     np.testing.assert_array_equal(slope[1], 0.0)
+    none = np.zeros(2, bool)
+    for found in class_risk_sums(logits, targets, where=none):
+        np.testing.assert_array_equal(found, 0.0)
+    slope = jax.grad(lambda z: class_risk_sums(z, targets, where=none)[0].sum())(logits)
+    np.testing.assert_array_equal(slope, 0.0)
 
 
 def test_tradeoff_costs():
