@@ -90,6 +90,13 @@ class Apply:
     takes_tasks: bool = False
     """Whether `hidden` and `prefill` take `task_ids` `[B]`, by which a row chooses its soft
     prompt; of a batch's `[B, S]` the first of each row."""
+    projection: Callable[[Params], tuple[Array, float | None]] | None = None
+    """`projection(params) -> (kernel [D, V], soft_cap)` of a head that is no more than that,
+
+        head(params, hidden) = cap(hidden @ kernel),   cap(x) = soft_cap tanh(x / soft_cap), or x,
+
+    of factors in the kernel's type, whose sums are float32: with it the losses of
+    `regjax.losses.linear` never hold the logits. None: another head. Replace it with `head`."""
 
     def hidden_of(self, params: Params, batch: Mapping[str, Array]) -> Array:
         """`hidden` of a batch's `tokens`, `positions`, `segment_ids` and, where taken, `task_ids`."""
@@ -139,7 +146,7 @@ class _Method:
 def split(model: nnx.Module) -> tuple[Apply, Params]:
     """`(apply, params)` of an NNX module with the methods `hidden` and `head`.
 
-    `embed`, `prefill` and `step` are taken over where the module has them.
+    `projection`, `embed`, `prefill` and `step` are taken over where the module has them.
 
     `params` is a plain nested dict of arrays, such as `params["embedding"]["table"]`; two models
     of one configuration give equal `apply`.
@@ -164,7 +171,7 @@ def split(model: nnx.Module) -> tuple[Apply, Params]:
         )
     methods: dict[str, Any] = {
         name: _Method(structure, name)
-        for name in ("hidden", "head", "embed", "prefill", "step")
+        for name in ("hidden", "head", "projection", "embed", "prefill", "step")
         if callable(getattr(model, name, None))
     }
     apply = Apply(**methods)

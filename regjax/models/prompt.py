@@ -209,6 +209,7 @@ def with_prompts(model: Apply, names: Sequence[str], *, after: int = 0) -> Apply
         model,
         hidden=_Hidden(model.hidden, insert),
         head=_Without(model.head),
+        projection=None if model.projection is None else _Without(model.projection),
         embed=_Without(embed),
         prefill=None if model.prefill is None else _Prefill(model.prefill, insert),
         step=None if model.step is None else _Without(model.step),
