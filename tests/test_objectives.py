@@ -14,7 +14,7 @@ from regjax.token_grid import TokenGrid
 from tests import tiny
 
 APPLY, PARAMS = tiny.decoder()
-HEAD_ONLY = dataclasses.replace(APPLY, projection=None)
+HEAD_ONLY = dataclasses.replace(APPLY, head=APPLY.head.logits)
 KEY = jax.random.key(0)
 OBJECTIVES = {
     "sft-response": Sft(label_smoothing=0.1),
@@ -139,7 +139,7 @@ def test_sft_by_projection_is_sft_by_head(rows, dtype, floor):
     apply, params = models.split(models.create(config, 0))
     _, batch, _ = rows
     found = value_and_grad(Sft(tokens="all"), batch, apply=apply, params=params)
-    head_only = dataclasses.replace(apply, projection=None)
+    head_only = dataclasses.replace(apply, head=apply.head.logits)
     expected = value_and_grad(Sft(tokens="all"), batch, apply=head_only, params=params)
     assert_close(found[0], expected[0], rtol=1e-6)
     assert_close(found[1], expected[1], rtol=0, floor=floor)

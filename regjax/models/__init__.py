@@ -1,6 +1,6 @@
 """Models: Flax NNX modules here, `(apply, params)` everywhere else."""
 
-from regjax.models.apply import Apply, Cache, from_function, split
+from regjax.models.apply import Apply, Cache, ProjectingHead, from_function, split
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
 from regjax.models.hf import load, resolve, save
@@ -12,6 +12,7 @@ __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "ProjectingHead",
     "PromptOrigin",
     "RopeScaling",
     "SoftPrompt",

@@ -204,7 +204,7 @@ class Decoder(nnx.Module):
         return self.embedding(tokens)
 
     def projection(self) -> tuple[Array, float | None]:
-        """`(kernel [D, V], soft_cap)` of the head, see `Apply.projection`."""
+        """`(kernel [D, V], soft_cap)` of the head, see `ProjectingHead`."""
         return self.head.projection()
 
     def hidden(

@@ -15,7 +15,7 @@ from regjax.objectives.objective import Sums
 from regjax.token_grid import TokenGrid
 
 CHUNK = 1024
-"""How many rows of logits exist at once, of a model without a projection."""
+"""How many rows of logits exist at once, of a head that is no projection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Sft:
     ) -> tuple[jax.Array, jax.Array]:
         """Weighted losses, and whether the label is the first guess, false where the weight is 0."""
         kept = weights > 0
-        if model.projection is not None:
-            kernel, soft_cap = model.projection(params)
+        projection = model.projection(params)
+        if projection is not None:
+            kernel, soft_cap = projection
             return losses.linear_cross_entropy_and_hits(
                 rows,
                 kernel,

@@ -61,6 +61,8 @@ def test_projection_is_what_the_head_computes(tied, dtype):
     prompted = models.with_prompts(apply, ["task"])
     found, _ = prompted.projection(params | {"soft_prompt": {"task": jnp.ones((2, 8))}})
     np.testing.assert_array_equal(found, kernel)
+    replaced = dataclasses.replace(apply, head=lambda params, hidden: 2.0 * hidden)
+    assert replaced.projection(params) is None
 
 
 def test_split_rejects_what_is_not_a_model():
