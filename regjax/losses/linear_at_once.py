@@ -9,15 +9,15 @@ cotangents of one,
     d hidden_n = sum_v u_nv head_v,    d head_v = sum_n u_nv hidden_n,    u_nv = dloss_n / dz_nv
 
 and with a cotangent g_n of every loss, g_n times the first is exact, the second only where all g_n
-are equal. A loss that is summed or averaged has such; weights belong into the losses, before. For
-any other, the gradients are made anew, in tiles.
+are equal, or where the head is not trained. A loss that is summed or averaged has such; weights
+belong into the losses, before. For any other, the gradients are made anew, in tiles.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -75,14 +75,10 @@ def _at_once(
     return weights * loss(found, ids), found
 
 
-def _forward(
-    loss: Loss,
-    tiling: Tiling,
-    projections: tuple[Projection, ...],
-    ids: jax.Array,
-    weights: jax.Array,
-    kept: jax.Array,
-) -> tuple[tuple[jax.Array, Picks], tuple]:
+def _forward(loss: Loss, tiling: Tiling, *primals: Any) -> tuple[tuple[jax.Array, Picks], tuple]:
+    """Results and, of a head that is differentiated, its gradient; two products of one that is not."""
+    trained = primals[0][0].head.perturbed
+    projections, ids, weights, kept = jax.tree.map(lambda leaf: leaf.value, primals)
     [first] = projections
     block, _ = tiling
     count, size = first.hidden.shape[0], first.head.shape[1]
@@ -110,6 +106,8 @@ def _forward(
             tile = jax.lax.dynamic_index_in_dim(kept_tiles, index, 0, keepdims=False)
             of_tile = tile_gradient(cotangents, [tile], (own_ids, found.log_rest), columns)
             of_rows, of_columns = pull_back(first, of_tile, tile, head, number, block)
+            if not trained:
+                return of_block + of_rows, None
             before = jax.lax.dynamic_slice_in_dim(of_head, columns.start, columns.size, axis=1)
             of_head = jax.lax.dynamic_update_slice_in_dim(
                 of_head, before + of_columns, columns.start, axis=1
@@ -124,7 +122,7 @@ def _forward(
     chunk = min(tiling.chunk, size)
     zero = jnp.zeros(count, jnp.float32)
     rows = (zero, Picks(jnp.zeros(ids.shape, jnp.float32), zero, zero, zero))
-    of_head = jnp.zeros(first.head.shape, jnp.float32)
+    of_head = jnp.zeros(first.head.shape, jnp.float32) if trained else None
     kept_tiles = jnp.zeros((chunks, block, chunk), jnp.float32)
     (losses, found), of_hidden, of_head, _ = jax.lax.fori_loop(
         0,
@@ -143,6 +141,11 @@ def _backward(
     [first] = projections
     cotangents, _ = of_results
 
+    of_weights = cotangents * losses
+    if of_head is None:
+        of_first = gradient_of(first, cotangents[:, None] * of_hidden, jnp.zeros_like(first.head))
+        return (of_first,), None, of_weights, None
+
     def multiplied() -> tuple[jax.Array, jax.Array]:
         return cotangents[:, None] * of_hidden, (cotangents[0] * of_head).astype(first.head.dtype)
 
@@ -155,7 +158,7 @@ def _backward(
     ignored = jnp.arange(ids.shape[0]) >= kept
     equal = jnp.all(ignored | (cotangents == cotangents[0]))
     of_first = gradient_of(first, *jax.lax.cond(equal, multiplied, anew))
-    return (of_first,), None, cotangents * losses, None
+    return (of_first,), None, of_weights, None
 
 
-_at_once.defvjp(_forward, _backward)
+_at_once.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -136,19 +136,24 @@ def test_only_cotangents_that_differ_make_the_logits_again(monkeypatch):
         first = projections[0]
         return jnp.full_like(first.hidden, jnp.nan), jnp.full_like(first.head, jnp.nan)
 
-    def gradients(cotangents):
-        def loss(hidden, head, cotangents):
-            losses = linear.linear_cross_entropy(hidden, head, LABELS, where=WHERE, block=4)
-            return jnp.sum(losses * cotangents)
+    def weighted_sum(hidden, head, cotangents):
+        losses = linear.linear_cross_entropy(hidden, head, LABELS, where=WHERE, block=4)
+        return jnp.sum(losses * cotangents)
 
-        return jax.jit(jax.grad(loss, (0, 1)))(HIDDEN, HEAD, cotangents)
+    def gradients(cotangents):
+        return jax.jit(jax.grad(lambda *arrays: weighted_sum(*arrays), (0, 1)))(
+            HIDDEN, HEAD, cotangents
+        )
 
     equal = np.where(WHERE, 0.3, WEIGHTS)  # those of rows that do not count matter nothing
     one_differs = np.full(SHAPE, 0.3)
     one_differs[-1, 5] = 0.2
-    expected = gradients(equal)
+    expected, [expected_of_hidden, _] = gradients(equal), gradients(one_differs)
     monkeypatch.setattr(linear_at_once, "tiled_gradient", no_tiles)
     jax.tree.map(np.testing.assert_array_equal, gradients(equal), expected)
+    frozen = jax.jit(jax.grad(lambda h, g: weighted_sum(h, HEAD, g)))
+    np.testing.assert_array_equal(frozen(HIDDEN, equal), expected[0])
+    np.testing.assert_allclose(frozen(HIDDEN, one_differs), expected_of_hidden, atol=1e-6)
     of_hidden, of_head = gradients(one_differs)
     assert np.isnan(of_hidden[WHERE]).all()
     assert np.isnan(of_head).all()
