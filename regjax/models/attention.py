@@ -115,13 +115,16 @@ def attend(
     return jnp.swapaxes(mixed.reshape(batch, heads, length, size), 1, 2)
 
 
+def product_precision(dtype: jnp.dtype) -> jax.lax.DotAlgorithmPreset | None:
+    """Of products with float32 sums: with bfloat16 operands in the gradient too, for bfloat16 inputs."""
+    return jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if dtype == jnp.bfloat16 else None
+
+
 def _product(subscripts: str, first: Array, second: Array) -> Array:
-    """`jnp.einsum` with float32 sums, of bfloat16 products for bfloat16, in its gradient too."""
-    low = first.dtype == jnp.bfloat16
     return jnp.einsum(
         subscripts,
         first,
         second,
-        precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if low else None,
+        precision=product_precision(first.dtype),
         preferred_element_type=jnp.float32,
     )

@@ -15,7 +15,13 @@ from jax import Array
 
 from regjax.models import splash
 from regjax.models.apply import Cache
-from regjax.models.attention import attend, cached_mask, causal_mask, segment_positions
+from regjax.models.attention import (
+    attend,
+    cached_mask,
+    causal_mask,
+    product_precision,
+    segment_positions,
+)
 from regjax.models.cache import append, empty_cache, has_room, next_positions, require_unpacked
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.rope import rope_angles, rope_frequencies, rotate
@@ -119,6 +125,7 @@ class Head(nnx.Module):
         logits = jnp.matmul(
             hidden.astype(self.dtype),
             kernel.astype(self.dtype),
+            precision=product_precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
         return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)
