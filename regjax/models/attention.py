@@ -89,20 +89,42 @@ def attend(
     """`softmax(cap(scale * query . key))` over the keys in `mask`, times `value`: `[B, L, H, C]`.
 
     `query [B, L, H, C]`; `key` and `value` `[B, S, K, C]`, each of whose K heads serves `H / K`
-    query heads in a row; `mask [B, 1, L, S]` bool. `cap(s) = soft_cap * tanh(s / soft_cap)`. Scores
-    and softmax are float32, the two products in the inputs' own type. `cudnn` is for bfloat16
-    without a cap, on a GPU, and L and S that are even if a gradient is taken.
+    query heads in a row; `mask [B, 1, L, S]` bool, with a key for every query. `cap(s) = soft_cap *
+    tanh(s / soft_cap)`. Scores, softmax and sums are float32, the two products of the inputs' own
+    type. `cudnn` is for bfloat16 without a cap, on a GPU, and L and S that are even if a gradient is
+    taken.
     """
-    if soft_cap is None:
+    if implementation == "cudnn":
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, scale=scale, implementation=implementation
         )
     batch, length, heads, size = query.shape
-    grouped = query.reshape(batch, length, key.shape[2], -1, size)
-    scores = scale * jnp.einsum(
-        "blkgc,bskc->bkgls", grouped, key, preferred_element_type=jnp.float32
+    query, key, value = (jnp.swapaxes(each, 1, 2) for each in (query, key, value))
+    # The query heads that share a key head are rows of one product with it.
+    groups = heads // key.shape[1]
+    query = query.reshape(batch, -1, groups * length, size)
+    scores = scale * _product("bklc,bksc->bkls", query, key)
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    # Added rather than selected by: the gradient then needs no mask.
+    scores += jnp.where(jnp.tile(mask, (1, 1, groups, 1)), 0.0, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    # Divided by their sum after the product, which is smaller than they are.
+    mixed = _product("bkls,bksc->bklc", weights.astype(value.dtype), value)
+    mixed = (mixed / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+    return jnp.swapaxes(mixed.reshape(batch, heads, length, size), 1, 2)
+
+
+def product_precision(dtype: jnp.dtype) -> jax.lax.DotAlgorithmPreset | None:
+    """Of products with float32 sums: with bfloat16 operands in the gradient too, for bfloat16 inputs."""
+    return jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if dtype == jnp.bfloat16 else None
+
+
+def _product(subscripts: str, first: Array, second: Array) -> Array:
+    return jnp.einsum(
+        subscripts,
+        first,
+        second,
+        precision=product_precision(first.dtype),
+        preferred_element_type=jnp.float32,
     )
-    scores = soft_cap * jnp.tanh(scores / soft_cap)
-    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkgls,bskc->blkgc", weights, value).reshape(batch, length, heads, size)
