@@ -59,7 +59,7 @@ def arrays_of(workdir):
     return found
 
 
-FILES = ("*.json*", "tokenizer/*.json", "*/*.json*", "*/soft_prompt/**/*.*")
+FILES = ("*.json*", "tokenizer/*.json", "*/*.json*", "*/soft_prompt/**/*.*", "*/lora/*.*")
 
 
 def assert_same_runs(workdir, undisturbed):
