@@ -17,6 +17,7 @@ from regjax.models.apply import Cache
 from regjax.models.attention import attend, cached_mask, causal_mask, segment_positions
 from regjax.models.cache import append, empty_cache, has_room, next_positions, require_unpacked
 from regjax.models.config import DecoderConfig, RopeScaling
+from regjax.models.linear import keep_projections
 from regjax.models.rope import rope_angles, rope_frequencies, rotate
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -350,9 +351,7 @@ class Decoder(nnx.Module):
         if config.rematerialisation == "full":
             layer = checkpoint(layer)
         elif config.rematerialisation == "dots":
-            layer = checkpoint(
-                layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            )
+            layer = checkpoint(layer, policy=keep_projections)
 
         if not config.scan_layers:
             kept = []

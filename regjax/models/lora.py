@@ -16,6 +16,7 @@ from jax import Array
 from regjax import paths
 from regjax.errors import InputError
 from regjax.models.apply import Apply, ModuleMethod, Params
+from regjax.models.linear import AdaptedLinear
 
 LORA = "lora"
 """`params["lora"]` holds the adapters: those of the kernel `PATH/kernel` (or of a leaf `PATH` of another
@@ -164,18 +165,6 @@ def unmerge_lora(params: Mapping[str, Any], adapters: Params, lora: Lora) -> Par
         ValueError: adapters of a kernel that is not there.
     """
     return {**_shifted(params, _pairs(adapters), -lora.scale), LORA: adapters}
-
-
-class AdaptedLinear(nnx.Module):
-    """`base(x) + scale (x A) B`, of the type of `base(x)`; `base` is an `nnx.Linear`."""
-
-    def __init__(self, base: nnx.Linear, a: Array, b: Array, scale: float):
-        self.base, self.a, self.b, self.scale = base, nnx.Param(a), nnx.Param(b), scale
-
-    def __call__(self, inputs: Array) -> Array:
-        outputs = self.base(inputs)
-        a, b = (factor[...].astype(outputs.dtype) for factor in (self.a, self.b))
-        return outputs + (self.scale * (inputs.astype(outputs.dtype) @ a)) @ b
 
 
 Pairs = dict[str, tuple[Array, Array]]
