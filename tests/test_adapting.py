@@ -204,6 +204,59 @@ def test_a_run_with_other_adapters_is_not_resumed(workdir, tmp_path):
         regjax.train(dataclasses.replace(experiment, stages=tuple(stages)), tmp_path / "run")
 
 
+def from_file(workdir, folder, lora):
+    """Training that begins with the model of the first stage and adapters from a file."""
+    changed = dataclasses.replace(
+        experiment,
+        model=str(workdir / "base" / "model"),
+        stages=(Stage("again", Sft(), decisions=("mean",), lora=lora, steps=0),),
+    )
+    return regjax.train(changed, folder, quiet=True)["stages"]["again"]
+
+
+def test_a_stage_can_begin_with_adapters_from_a_file(workdir, tmp_path):
+    lora = dataclasses.replace(LORA, path=str(workdir / "raft" / "lora"))
+    found = from_file(workdir, tmp_path, lora)
+    expected = json.loads((workdir / "raft" / "results.json").read_text())
+    assert found["params"] == expected["params"]
+    assert found["test"]["mean/rmse"] == expected["test"]["mean/rmse"]
+    # PEFT's two files, of the same bytes but for the model's name, and where the model is.
+    kept = (tmp_path / "again" / "lora" / "adapter_config.json").read_text()
+    assert json.loads(kept)["base_model_name_or_path"] == str(workdir / "base" / "model")
+    report = regjax.evaluate(tmp_path, experiment.data.test, intervals=False).report
+    np.testing.assert_allclose(report["mean/rmse"], expected["test"]["mean/rmse"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 3}, "stage 'again': Lora.rank is 3, in .* it is 2; give the same"),
+        ({"alpha": 4.0}, "stage 'again': Lora.alpha is 4.0, in .* it is 3.0"),
+        ({"patterns": ("mlp/up/kernel$",)}, "lora/layers/attention/key/a is not asked for by Lora"),
+        (
+            {"patterns": (".*kernel$",)},
+            "lora/head/a is asked for by Lora.patterns and not there in",
+        ),
+        ({"path": "nowhere"}, "nowhere has no adapter_config.json"),
+    ],
+)
+def test_adapters_in_a_file_that_are_not_the_stages_are_refused(
+    workdir, tmp_path, changes, message
+):
+    lora = dataclasses.replace(LORA, path=str(workdir / "raft" / "lora"))
+    with pytest.raises(InputError, match=message):
+        from_file(workdir, tmp_path, dataclasses.replace(lora, **changes))
+
+
+def test_adapters_in_a_file_for_another_model_are_refused(workdir, tmp_path):
+    lora = dataclasses.replace(LORA, path=str(workdir / "raft" / "lora"))
+    stages = (Stage("again", Sft(), decisions=("mean",), lora=lora, steps=0),)
+    with pytest.raises(InputError, match="trained beside other parameters, those of small_lora"):
+        regjax.train(dataclasses.replace(experiment, stages=stages), tmp_path, quiet=True)
+    with pytest.raises(InputError, match="read, not made; call load_lora"):
+        models.create_lora(lora, tiny.decoder()[1], jax.random.key(0))
+
+
 def test_a_model_of_a_user(tmp_path):
     apply, params = tiny.bigram(300)
     lora = Lora(rank=2, patterns=("^table$",))

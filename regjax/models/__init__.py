@@ -5,6 +5,7 @@ from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
 from regjax.models.hf import load, resolve, save
 from regjax.models.lora import Lora, create_lora, merge_lora, unmerge_lora, with_lora
+from regjax.models.lora_files import LoraOrigin, load_lora, save_lora
 from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
 from regjax.models.prompt_files import PromptOrigin, load_prompt, save_prompt
 
@@ -14,6 +15,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Lora",
+    "LoraOrigin",
     "PromptOrigin",
     "RopeScaling",
     "SoftPrompt",
@@ -22,10 +24,12 @@ __all__ = [
     "create_prompt",
     "from_function",
     "load",
+    "load_lora",
     "load_prompt",
     "merge_lora",
     "resolve",
     "save",
+    "save_lora",
     "save_prompt",
     "split",
     "unmerge_lora",

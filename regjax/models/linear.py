@@ -1,5 +1,6 @@
 """Linear layers: with low-rank factors beside the kernel, and which of their results are worth keeping."""
 
+import math
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ def keep_projections(primitive: Any, *operands: Any, **parameters: Any) -> bool:
         primitive, *operands, **parameters
     ):
         return False
-    (_, (axis, *_)), _ = parameters["dimension_numbers"]
+    (_, axes), _ = parameters["dimension_numbers"]
     kernel = operands[1].shape
-    return max(kernel) <= 8 * kernel[axis]
+    summed = math.prod(kernel[axis] for axis in axes)
+    return math.prod(kernel) <= 8 * summed**2

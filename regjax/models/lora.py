@@ -52,6 +52,10 @@ class Lora:
     rank_stabilised: bool = False
     """Divide alpha by the square root of the rank (Kalajdzievski, 2023, rsLoRA)."""
 
+    path: str = ""
+    """A folder as `save_lora` or PEFT writes, of adapters to begin with in place of new ones; of the same
+    rank, alpha and kernels."""
+
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"Lora.rank is {self.rank}; expected at least 1.")
@@ -101,8 +105,12 @@ def create_lora(lora: Lora, params: Mapping[str, Any], key: Array) -> Params:
     """New adapters, the nested dict that goes to `params["lora"]`: a function of shapes and key alone.
 
     Raises:
-        InputError: as `adapter_shapes`.
+        InputError: as `adapter_shapes`; a `path`: those are read, not made (`load_lora`).
     """
+    if lora.path:
+        raise InputError(
+            f"Lora.path is {lora.path!r}: adapters from a file are read, not made; call load_lora."
+        )
     found = {}
     for path, leaf in adapter_shapes(lora, params).items():
         if path.endswith("/b"):
