@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -16,8 +17,30 @@ class AdaptedLinear(nnx.Module):
 
     def __call__(self, inputs: Array) -> Array:
         outputs = self.base(inputs)
-        a, b = (factor[...].astype(outputs.dtype) for factor in (self.a, self.b))
-        return outputs + (self.scale * (inputs.astype(outputs.dtype) @ a)) @ b
+        low = self.scale * self._product(inputs.astype(outputs.dtype), self.a)
+        return outputs + self._product(low, self.b)
+
+    @property
+    def kernel(self) -> Array:
+        """`W + scale A B` in W's type, for code that reads the kernel rather than call the layer."""
+        return shifted(self.base.kernel[...], self.a[...], self.b[...], self.scale)
+
+    @property
+    def bias(self) -> Any:
+        """The layer's own."""
+        return self.base.bias
+
+    def _product(self, inputs: Array, factor: nnx.Param) -> Array:
+        """As the layer computes its own."""
+        axes = (((inputs.ndim - 1,), (0,)), ((), ()))
+        kernel = factor[...].astype(inputs.dtype)
+        return self.base.dot_general(inputs, kernel, axes, precision=self.base.precision)
+
+
+def shifted(kernel: Array, a: Array, b: Array, scale: float) -> Array:
+    """`W + scale A B`, computed in float32 and rounded to the kernel's type."""
+    change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + scale * change).astype(kernel.dtype)
 
 
 def keep_projections(primitive: Any, *operands: Any, **parameters: Any) -> bool:

@@ -16,7 +16,7 @@ from jax import Array
 from regjax import paths
 from regjax.errors import InputError
 from regjax.models.apply import Apply, ModuleMethod, Params
-from regjax.models.linear import AdaptedLinear
+from regjax.models.linear import AdaptedLinear, shifted
 
 LORA = "lora"
 """`params["lora"]` holds the adapters: those of the kernel `PATH/kernel` (or of a leaf `PATH` of another
@@ -248,9 +248,7 @@ def _shifted(params: Mapping[str, Any], pairs: Pairs, scale: float) -> Params:
         path = next((p for p in (f"{place}/kernel", place) if p in flat), None)
         if path is None:
             raise _unknown(place)
-        change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        kernel = flat[path]
-        flat[path] = (kernel.astype(jnp.float32) + scale * change).astype(kernel.dtype)
+        flat[path] = shifted(flat[path], a, b, scale)
     return paths.unflatten(flat)
 
 
