@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from regjax import paths
+from regjax import checkpoint, paths
 from regjax.errors import InputError
 from regjax.models import Apply, DecoderConfig
 from regjax.models.lora import LORA, Lora, adapter_shapes, create_lora, merge_lora, with_lora
+from regjax.models.lora_files import LoraOrigin, load_lora
 from regjax.prompting import is_prompt
 from regjax.stages import ResolvedStage
 
@@ -30,6 +31,8 @@ class Adapters(NamedTuple):
     """Of the parameters that the stage starts from."""
     shapes: Mapping[str, jax.ShapeDtypeStruct]
     """By path."""
+    values: Parameters | None = None
+    """By path, where they were read from a file."""
 
 
 def adapters_of(
@@ -41,7 +44,7 @@ def adapters_of(
     """The adapters of a stage; `params` are the model's own, arrays or shapes.
 
     Raises:
-      InputError: for patterns that match no kernel.
+      InputError: for patterns that match no kernel, and adapters in a file that are not the stage's.
     """
     lora, before = stage.lora, start.adapters.lora if start else None
     if lora is None:
@@ -60,7 +63,43 @@ def adapters_of(
         raise InputError(
             f"stage {stage.name!r}: Lora.patterns matches the embedding table, which is no linear layer"
         )
-    return Adapters(lora, before, shapes)
+    values = None
+    if lora.path and lora != before:
+        values = _read(stage.name, lora, params if start is None else None, shapes, params, config)
+    return Adapters(lora, before, shapes, values)
+
+
+def _read(
+    stage: str,
+    lora: Lora,
+    frozen: Parameters | None,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    params: Mapping[str, Any],
+    config: DecoderConfig | None,
+) -> Parameters:
+    """The adapters of `lora.path`, by path; `frozen` are the parameters they go beside, if known yet."""
+    if config is None:
+        raise InputError(
+            f"stage {stage!r}: Lora.path is {lora.path!r}, but adapters of a model that the caller "
+            "brought are not read from a file"
+        )
+    expected = LoraOrigin(checksum=None if frozen is None else int(checkpoint.checksum(frozen)))
+    nested, written, _ = load_lora(lora.path, config, paths.unflatten(params), expected)
+    for field in ("rank", "alpha", "rank_stabilised"):
+        asked, found = getattr(lora, field), getattr(written, field)
+        if asked != found:
+            raise InputError(
+                f"stage {stage!r}: Lora.{field} is {asked}, in {lora.path} it is {found}; give the same"
+            )
+    values = paths.flatten({LORA: nested})
+    odd = min(values.keys() ^ shapes.keys(), default="")
+    if odd:
+        raise InputError(
+            f"stage {stage!r}: {odd} is {'asked for' if odd in shapes else 'not asked for'} by "
+            f"Lora.patterns and {'there' if odd in values else 'not there'} in {lora.path}; give the "
+            f"patterns that match its kernels, {written.patterns}"
+        )
+    return values
 
 
 def is_adapter(path: str) -> bool:
@@ -79,13 +118,15 @@ def start_parameters(ready: PreparedStage, start: Parameters, seed: int) -> Para
     Adapters of the same `Lora` stay, others are merged into the kernels. New ones are a function of the
     seed and their paths.
     """
-    lora, before, _ = ready.adapters
+    lora, before, _, values = ready.adapters
     if lora == before:
         return start
     if before is not None:
         start = merged(start, before)
     if lora is None:
         return start
+    if values is not None:
+        return {**start, **values}
     model = {path: leaf for path, leaf in start.items() if not is_prompt(path)}
     new = create_lora(lora, paths.unflatten(model), jax.random.key(seed))
     return {**start, **paths.flatten({LORA: new})}

@@ -70,7 +70,7 @@ def log_of(workdir):
     return json.dumps(lines)
 
 
-FILES = ("*.json*", "tokenizer/*.json", "*/*.json*", "*/soft_prompt/**/*.*")
+FILES = ("*.json*", "tokenizer/*.json", "*/*.json*", "*/soft_prompt/**/*.*", "*/lora/*.*")
 
 
 def assert_same_runs(workdir, undisturbed):

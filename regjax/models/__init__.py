@@ -6,6 +6,7 @@ from regjax.models.decoder import Decoder, create
 from regjax.models.execution import Execution, Resolved, resolve_execution
 from regjax.models.hf import load, load_config, read_config, resolve, save
 from regjax.models.lora import Lora, create_lora, merge_lora, unmerge_lora, with_lora
+from regjax.models.lora_files import LoraOrigin, load_lora, save_lora
 from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
 from regjax.models.prompt_files import PromptOrigin, load_prompt, save_prompt
 
@@ -16,6 +17,7 @@ __all__ = [
     "DecoderConfig",
     "Execution",
     "Lora",
+    "LoraOrigin",
     "ProjectingHead",
     "PromptOrigin",
     "Resolved",
@@ -27,12 +29,14 @@ __all__ = [
     "from_function",
     "load",
     "load_config",
+    "load_lora",
     "load_prompt",
     "merge_lora",
     "read_config",
     "resolve",
     "resolve_execution",
     "save",
+    "save_lora",
     "save_prompt",
     "split",
     "unmerge_lora",

@@ -24,6 +24,7 @@ from regjax.models.attention import (
 )
 from regjax.models.cache import append, empty_cache, has_room, next_positions, require_unpacked
 from regjax.models.config import DecoderConfig, RopeScaling
+from regjax.models.linear import keep_projections
 from regjax.models.rope import rope_angles, rope_frequencies, rotate
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -40,7 +41,7 @@ Sight = tuple[Attend, Rotation]
 
 # Of a layer, what is cheap to keep for what it costs to compute again.
 KEEP_DOTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    keep_projections,
     jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS),
 )
 

@@ -16,6 +16,7 @@ from jax import Array
 from regjax import paths
 from regjax.errors import InputError
 from regjax.models.apply import Apply, ModuleMethod, Params
+from regjax.models.linear import AdaptedLinear, shifted
 
 LORA = "lora"
 """`params["lora"]` holds the adapters: those of the kernel `PATH/kernel` (or of a leaf `PATH` of another
@@ -50,6 +51,10 @@ class Lora:
 
     rank_stabilised: bool = False
     """Divide alpha by the square root of the rank (Kalajdzievski, 2023, rsLoRA)."""
+
+    path: str = ""
+    """A folder as `save_lora` or PEFT writes, of adapters to begin with in place of new ones; of the same
+    rank, alpha and kernels."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -100,8 +105,12 @@ def create_lora(lora: Lora, params: Mapping[str, Any], key: Array) -> Params:
     """New adapters, the nested dict that goes to `params["lora"]`: a function of shapes and key alone.
 
     Raises:
-        InputError: as `adapter_shapes`.
+        InputError: as `adapter_shapes`; a `path`: those are read, not made (`load_lora`).
     """
+    if lora.path:
+        raise InputError(
+            f"Lora.path is {lora.path!r}: adapters from a file are read, not made; call load_lora."
+        )
     found = {}
     for path, leaf in adapter_shapes(lora, params).items():
         if path.endswith("/b"):
@@ -164,18 +173,6 @@ def unmerge_lora(params: Mapping[str, Any], adapters: Params, lora: Lora) -> Par
         ValueError: adapters of a kernel that is not there.
     """
     return {**_shifted(params, _pairs(adapters), -lora.scale), LORA: adapters}
-
-
-class AdaptedLinear(nnx.Module):
-    """`base(x) + scale (x A) B`, of the type of `base(x)`; `base` is an `nnx.Linear`."""
-
-    def __init__(self, base: nnx.Linear, a: Array, b: Array, scale: float):
-        self.base, self.a, self.b, self.scale = base, nnx.Param(a), nnx.Param(b), scale
-
-    def __call__(self, inputs: Array) -> Array:
-        outputs = self.base(inputs)
-        a, b = (factor[...].astype(outputs.dtype) for factor in (self.a, self.b))
-        return outputs + (self.scale * (inputs.astype(outputs.dtype) @ a)) @ b
 
 
 Pairs = dict[str, tuple[Array, Array]]
@@ -251,9 +248,7 @@ def _shifted(params: Mapping[str, Any], pairs: Pairs, scale: float) -> Params:
         path = next((p for p in (f"{place}/kernel", place) if p in flat), None)
         if path is None:
             raise _unknown(place)
-        change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        kernel = flat[path]
-        flat[path] = (kernel.astype(jnp.float32) + scale * change).astype(kernel.dtype)
+        flat[path] = shifted(flat[path], a, b, scale)
     return paths.unflatten(flat)
 
 
