@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from regjax.losses.distillation import distillation
-from regjax.losses.linear import BLOCK, CHUNK, linear_cross_entropy, linear_distillation
+from regjax.losses.linear import BLOCK, CHUNK, linear_cross_entropy
+from regjax.losses.linear_teachers import linear_distillation
 from regjax.losses.tokens import token_cross_entropy
 
 

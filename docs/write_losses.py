@@ -36,6 +36,7 @@ TITLES = {
     "policy": "Policy gradients",
     "tokens": "Tokens and classes",
     "linear": "Large vocabularies",
+    "linear_teachers": "Teachers of large vocabularies",
     "smoothing": "Label smoothing and noise correction",
     "noise": "Estimates of label noise",
     "noise_robust": "Losses that are robust to label noise",

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from regjax import models, optim, paths, sharding
+from regjax.losses import linear
 from regjax.models import DecoderConfig
-from regjax.objectives import Raft, Sft, sft
+from regjax.objectives import Raft, Sft
 from regjax.stages import init_state, make_update
 from regjax.token_grid import TokenGrid
 
@@ -63,12 +64,12 @@ def test_the_step_never_holds_logits_of_all_positions(objective):
     assert more_at_the_larger_vocabulary(objective) < ONE_MORE_LOGITS / 10
 
 
-def test_language_modelling_holds_the_logits_of_a_chunk_of_rows():
-    chunk = sft.CHUNK * (LARGE - SMALL) * FLOAT32
-    assert ROWS * LENGTH == 4 * sft.CHUNK
-    # The chunk's logits and their gradient, and a few arrays of the parameters' shapes.
+def test_language_modelling_holds_the_logits_of_a_block_of_rows():
+    block = linear.BLOCK * (LARGE - SMALL) * FLOAT32
+    assert ROWS * LENGTH == 8 * linear.BLOCK
+    # The block's logits, and a few arrays of the parameters' shapes.
     found = more_at_the_larger_vocabulary(Sft(tokens="all"))
-    assert 2 * chunk < found < 2 * chunk + 6 * ONE_MORE_TABLE < 0.6 * ONE_MORE_LOGITS
+    assert block < found < block + 6 * ONE_MORE_TABLE < 0.25 * ONE_MORE_LOGITS
 
 
 def test_the_measure_sees_full_logits():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from regjax.token_grid import TokenGrid
 from tests import tiny
 
 APPLY, PARAMS = tiny.decoder()
+HEAD_ONLY = dataclasses.replace(APPLY, head=APPLY.head.logits)
 KEY = jax.random.key(0)
 OBJECTIVES = {
     "sft-response": Sft(label_smoothing=0.1),
@@ -100,9 +103,11 @@ def test_sft_of_all_tokens_is_the_text_after_its_first_token(rows):
     np.testing.assert_allclose(sums["loss"], [loss, weight], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("smoothing", "chunk"), [(0.0, 1024), (0.0, 7), (0.2, 7)])
-def test_sft_and_its_gradient_are_optax_on_full_logits(rows, smoothing, chunk, monkeypatch):
-    monkeypatch.setattr(sft, "CHUNK", chunk)
+@pytest.mark.parametrize(
+    ("smoothing", "apply"), [(0.0, APPLY), (0.2, APPLY), (0.0, HEAD_ONLY), (0.2, HEAD_ONLY)]
+)
+def test_sft_and_its_gradient_are_optax_on_full_logits(rows, smoothing, apply, monkeypatch):
+    monkeypatch.setattr(sft, "CHUNK", 7)
     _, batch, _ = rows
 
     def plain(model, params, batch, key, codec):
@@ -119,10 +124,25 @@ def test_sft_and_its_gradient_are_optax_on_full_logits(rows, smoothing, chunk, m
         loss = (optax.losses.softmax_cross_entropy(chosen, smooth) * weights).sum()
         return {"loss": (loss, weights.sum())}
 
-    sums, grads = value_and_grad(Sft(label_smoothing=smoothing), batch)
+    sums, grads = value_and_grad(Sft(label_smoothing=smoothing), batch, apply=apply)
     expected, expected_grads = value_and_grad(plain, batch)
     np.testing.assert_allclose(sums["loss"], expected["loss"], rtol=1e-6)
     assert_close(grads, expected_grads, rtol=0, floor=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "floor"), [("float32", 1e-5), ("bfloat16", 1e-2)], ids=["float32", "bfloat16"]
+)
+def test_sft_by_projection_is_sft_by_head(rows, dtype, floor):
+    """Of a tied table, a soft cap, and all tokens with some of weight zero."""
+    config = dataclasses.replace(tiny.CONFIG, tied_embeddings=True, logit_soft_cap=2.0, dtype=dtype)
+    apply, params = models.split(models.create(config, 0))
+    _, batch, _ = rows
+    found = value_and_grad(Sft(tokens="all"), batch, apply=apply, params=params)
+    head_only = dataclasses.replace(apply, head=apply.head.logits)
+    expected = value_and_grad(Sft(tokens="all"), batch, apply=head_only, params=params)
+    assert_close(found[0], expected[0], rtol=1e-6)
+    assert_close(found[1], expected[1], rtol=0, floor=floor)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

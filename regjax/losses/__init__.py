@@ -30,11 +30,11 @@ from regjax.losses.grid import expected_score, grid_log_probs, grid_mass
 from regjax.losses.label_distribution import adaptive_temperature, label_distributionally_robust
 from regjax.losses.linear import (
     linear_cross_entropy,
-    linear_distillation,
+    linear_cross_entropy_and_hits,
     linear_expected_score,
     linear_grid_log_probs,
-    linear_top_k_distillation,
 )
+from regjax.losses.linear_teachers import linear_distillation, linear_top_k_distillation
 from regjax.losses.long_tail import (
     class_balanced_weights,
     ldam,
@@ -137,6 +137,7 @@ __all__ = [
     "ldam",
     "leave_one_out",
     "linear_cross_entropy",
+    "linear_cross_entropy_and_hits",
     "linear_distillation",
     "linear_expected_score",
     "linear_grid_log_probs",

@@ -8,6 +8,12 @@ is made in tiles of `block` rows by `chunk` columns, once for the value (twice f
 once more for the gradient. In place of `[..., V]` there are some tiles, the hidden states in float32
 and a few numbers per row.
 
+The cross-entropy makes its logits once where all its losses get the same cotangent, as in a sum or
+a mean: give weights as `weights`, not afterwards. With the value it then makes the gradients, for
+which it holds the logits of one block of rows, `[block, V]`, and the head's gradient, in float32.
+Other cotangents are as exact and cost six products of the size of the logits' in place of three; over
+a vocabulary that is dealt out it is always four.
+
 * `hidden [..., D]` and `head [D, V]` are of any floating type. The factors of every product have
   the wider of the two types, the tile's gradient too; its sums, and all other arithmetic, are
   float32. Gradients are accumulated in float32 and have their arrays' types.
@@ -18,7 +24,7 @@ and a few numbers per row.
   the rows over all its other axes. Numbers per row travel between the parts of a vocabulary, never
   logits. Sharded arrays without a mesh give the same numbers, but are gathered.
 * `chunk` and `block` need not divide anything. Their defaults suit a CPU; give larger ones where a
-  product of that size leaves an accelerator waiting.
+  product of that size leaves an accelerator waiting, a smaller block where `[block, V]` is too much.
 
 Nothing here has a second derivative, or one with respect to a temperature or a soft cap.
 """
@@ -26,25 +32,17 @@ Nothing here has a second derivative, or one with respect to a temperature or a 
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from regjax.losses.divergence import (
-    Divergence,
-    check_temperature,
-    class_labels,
-    mask_of_shape,
-    zero_unless,
-)
+from regjax.losses.divergence import class_labels, mask_of_shape, zero_unless
 from regjax.losses.grid import expected_score
-from regjax.losses.linear_divergence import projected_divergence
-from regjax.losses.linear_picks import picks
+from regjax.losses.linear_at_once import picked_loss
+from regjax.losses.linear_picks import Picks, picks
 from regjax.losses.linear_rows import Layout, over_rows, projection
-from regjax.losses.top_k_teacher import top_k_distillation
 from regjax.token_grid import TokenGrid
 
 CHUNK = 2048
@@ -59,6 +57,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     soft_cap: float | None = None,
+    weights: ArrayLike | None = None,
     where: ArrayLike | None = None,
     chunk: int = CHUNK,
     block: int = BLOCK,
@@ -69,8 +68,8 @@ def linear_cross_entropy(
 
         loss = (1 - a) (logsumexp z - z_label) + a (logsumexp z - mean z) + b (logsumexp z)^2
 
-    Use it for next tokens where the logits of all positions over the vocabulary do not fit into
-    memory.
+    Use it for next tokens over a large vocabulary: it takes less time than logits held whole, and
+    their memory is that of a block of rows.
 
     Args:
         hidden: `[..., D]`.
@@ -79,11 +78,12 @@ def linear_cross_entropy(
         label_smoothing: a, from 0 to 1.
         z_loss: b, not negative; 1e-4 in T5X.
         soft_cap: of the logits, positive.
+        weights: `[...]`, by which the losses are multiplied.
         where: `[...]`, the rows that count.
         chunk, block, mesh, axis: see `regjax.losses.linear`.
 
     Returns:
-        Float32 `[...]`, one loss per row.
+        Float32 `[...]`, one loss per row, times its weight.
 
     Raises:
         TypeError: hidden states or a head that are not floating, labels that are not integers.
@@ -103,6 +103,63 @@ def linear_cross_entropy(
     >>> print(f"{linear_cross_entropy(hidden, head, 1, label_smoothing=0.1, chunk=2):.4f}")
     1.5908
     """
+    losses, _ = linear_cross_entropy_and_hits(
+        hidden,
+        head,
+        labels,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        soft_cap=soft_cap,
+        weights=weights,
+        where=where,
+        chunk=chunk,
+        block=block,
+        mesh=mesh,
+        axis=axis,
+    )
+    return losses
+
+
+def linear_cross_entropy_and_hits(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    soft_cap: float | None = None,
+    weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    chunk: int = CHUNK,
+    block: int = BLOCK,
+    mesh: Mesh | None = None,
+    axis: str = "tensor",
+) -> tuple[jax.Array, jax.Array]:
+    """`linear_cross_entropy`, and whether the label is the most probable class, from the same logits.
+
+        hit = z_label > max_(v != label) z_v
+
+    Use it where the accuracy is reported beside the loss.
+
+    Args:
+        hidden, head, labels: as in `linear_cross_entropy`, and so are all others.
+
+    Returns:
+        Losses, float32 `[...]`, and hits, bool `[...]`: false where another class is as probable as
+        the label, and in rows that do not count. Weights do not change hits.
+
+    Raises:
+        TypeError, ValueError: as `linear_cross_entropy`.
+
+    References:
+        See `linear_cross_entropy`.
+
+    >>> import numpy as np
+    >>> hidden, head = np.ones((2, 1)), np.log([[0.7, 0.2, 0.1]])
+    >>> losses, hits = linear_cross_entropy_and_hits(hidden, head, np.array([0, 1]))
+    >>> print(np.round(losses, 4), hits)
+    [0.3567 1.6094] [ True False]
+    """
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1]; got {label_smoothing}")
     if not z_loss >= 0.0:
@@ -111,15 +168,34 @@ def linear_cross_entropy(
     shape, size = student.hidden.shape[:-1], student.head.shape[1]
     labels = class_labels(labels, shape, size)
     where = mask_of_shape(where, shape)
-    layout = Layout(chunk, block, mesh, axis)
-    found = over_rows(picks, (student,), labels[..., None], where, layout)
-    z_label = jnp.where(labels < size, found.picked[..., 0], jnp.nan)
+    weights = jnp.asarray(1.0 if weights is None else weights, jnp.float32)
+    if weights.shape not in ((), shape):
+        raise ValueError(f"weights have shape {weights.shape}; expected {shape}")
+    loss = functools.partial(
+        _cross_entropy, size=size, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+    losses, found = over_rows(
+        functools.partial(picked_loss, loss=loss),
+        (student,),
+        (labels[..., None], jnp.broadcast_to(weights, shape)),
+        where,
+        Layout(chunk, block, mesh, axis),
+    )
+    hits = (labels < size) & (found.picked[..., 0] > found.top)
+    return zero_unless(where, losses), hits if where is None else hits & where
+
+
+def _cross_entropy(
+    found: Picks, labels: jax.Array, *, size: int, label_smoothing: float, z_loss: float
+) -> jax.Array:
+    """`[N]`, of `labels [N, 1]`."""
+    z_label = jnp.where(labels < size, found.picked, jnp.nan)[:, 0]
     losses = jax.nn.softplus(found.log_rest - z_label)
     if label_smoothing > 0.0:
-        losses = losses + label_smoothing * (z_label - found.mean)
+        losses = losses + label_smoothing * (z_label - found.sum / size)
     if z_loss > 0.0:
         losses = losses + z_loss * jnp.square(jnp.logaddexp(found.log_rest, z_label))
-    return zero_unless(where, losses)
+    return losses
 
 
 def linear_grid_log_probs(
@@ -243,172 +319,3 @@ def linear_expected_score(
     )
     where = mask_of_shape(where, log_probs.shape[:-1])
     return zero_unless(where, expected_score(log_probs, codec.values, normalize=normalize))
-
-
-def linear_distillation(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    teacher_hidden: ArrayLike,
-    teacher_head: ArrayLike,
-    *,
-    temperature: ArrayLike = 1.0,
-    kind: Divergence = "forward",
-    beta: float = 0.5,
-    squared_temperature: bool = True,
-    soft_cap: float | None = None,
-    teacher_soft_cap: float | None = None,
-    where: ArrayLike | None = None,
-    chunk: int = CHUNK,
-    block: int = BLOCK,
-    mesh: Mesh | None = None,
-    axis: str = "tensor",
-) -> jax.Array:
-    """Divergence of the student from a teacher of which there are hidden states and a head.
-
-        loss = T^2 D(q || p),    q = softmax(teacher_hidden @ teacher_head / T),    p = softmax(z / T)
-
-    That is `distillation(hidden @ head, teacher_hidden @ teacher_head)`, without gradient to the
-    teacher. Logits are made twice for the value: once for both normalizers, once for terms that are
-    each non-negative. Once would do for the forward and the reverse kind, as a difference of sums
-    that cancel where the two are alike.
-
-    Use it for a teacher that is at hand, where neither model's logits fit into memory.
-
-    Args:
-        hidden: `[..., D]`.
-        head: `[D, V]`.
-        teacher_hidden: `[..., E]`; E may be another width.
-        teacher_head: `[E, V]`.
-        temperature: T, a positive scalar; an array is not checked.
-        kind: `"forward"`, `"reverse"`, `"jensen_shannon"` or `"skew"`, as in `distillation`.
-        beta: from 0 to 1, the teacher's share of the mixture.
-        squared_temperature: multiply by T^2.
-        soft_cap, teacher_soft_cap: of the logits, before they are divided by T.
-        where: `[...]`, the rows that count.
-        chunk, block, mesh, axis: see `regjax.losses.linear`.
-
-    Returns:
-        Float32 `[...]`, one loss per row; non-negative.
-
-    Raises:
-        TypeError, ValueError: as `linear_cross_entropy`; an unknown kind, beta or temperature out of
-            range, vocabularies of two sizes.
-
-    References:
-        See `distillation`.
-
-    >>> import numpy as np
-    >>> student, teacher = np.log([[0.5, 0.5]]), np.log([[0.8, 0.2]])
-    >>> print(f"{linear_distillation(np.ones(1), student, np.ones(1), teacher):.4f}")
-    0.1927
-    """
-    _check_temperature(temperature)
-    student = projection(hidden, head, temperature, soft_cap)
-    names = ("teacher_hidden", "teacher_head")
-    teacher = projection(teacher_hidden, teacher_head, temperature, teacher_soft_cap, names)
-    shape = student.hidden.shape[:-1]
-    if teacher.hidden.shape[:-1] != shape or teacher.head.shape[1] != student.head.shape[1]:
-        raise ValueError(
-            f"student has rows {shape} and {student.head.shape[1]} logits, teacher "
-            f"{teacher.hidden.shape[:-1]} and {teacher.head.shape[1]}; expected the same"
-        )
-    where = mask_of_shape(where, shape)
-    compute = functools.partial(projected_divergence, kind=kind, beta=beta)
-    layout = Layout(chunk, block, mesh, axis)
-    losses = over_rows(compute, (student, teacher), (), where, layout)
-    if squared_temperature:
-        losses = losses * jax.lax.stop_gradient(jnp.square(temperature))
-    return losses
-
-
-def linear_top_k_distillation(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    teacher_ids: ArrayLike,
-    teacher_log_probs: ArrayLike,
-    teacher_log_tail: ArrayLike | None = None,
-    *,
-    temperature: ArrayLike = 1.0,
-    kind: Divergence = "forward",
-    beta: float = 0.5,
-    tail: Literal["bucket", "renormalize"] = "bucket",
-    squared_temperature: bool = True,
-    soft_cap: float | None = None,
-    where: ArrayLike | None = None,
-    chunk: int = CHUNK,
-    block: int = BLOCK,
-    mesh: Mesh | None = None,
-    axis: str = "tensor",
-) -> jax.Array:
-    """Divergence of the student from a cached teacher of k tokens and a tail.
-
-        bucket:       T^2 D(q_1, ..., q_k, 1 - sum_j q_j || p_1, ..., p_k, 1 - sum_j p_j)
-        renormalize:  T^2 D(q / sum_j q_j || p / sum_j p_j), on the k tokens
-
-    That is `top_k_distillation(hidden @ head, ...)`: p = softmax(z / T) over all V tokens, and the
-    student's tail is summed over the other tokens, not one less the k.
-
-    Use it for a teacher in a cache, where the student's logits do not fit into memory.
-
-    Args:
-        hidden: `[..., D]`.
-        head: `[D, V]`.
-        teacher_ids: `[..., k]`, integers below V, each at most once in a row. Negative ones are
-            padding. One beyond V gives NaN.
-        teacher_log_probs: `[..., k]`, at temperature T under the softmax over all V, see
-            `teacher_top_k`. No gradient.
-        teacher_log_tail: `[...]`, of all other tokens, or `None`: one less the k.
-        temperature, kind, beta, tail, squared_temperature: as in `top_k_distillation`.
-        soft_cap: of the student's logits, before they are divided by T.
-        where: `[...]`, the rows that count.
-        chunk, block, mesh, axis: see `regjax.losses.linear`.
-
-    Returns:
-        Float32 `[...]`, one loss per row; non-negative.
-
-    Raises:
-        TypeError, ValueError: as `top_k_distillation`, as `linear_cross_entropy`.
-
-    References:
-        See `top_k_distillation`.
-
-    >>> import numpy as np
-    >>> from regjax.losses.top_k_teacher import teacher_top_k
-    >>> teacher = teacher_top_k(np.log([0.6, 0.3, 0.1]), 1)
-    >>> head = np.log([[0.2, 0.4, 0.4]])
-    >>> print(f"{linear_top_k_distillation(np.ones(1), head, *teacher):.4f}")
-    0.3819
-    """
-    _check_temperature(temperature)
-    student = projection(hidden, head, temperature, soft_cap)
-    shape, size = student.hidden.shape[:-1], student.head.shape[1]
-    ids = jnp.asarray(teacher_ids)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"teacher_ids must be integers; got {ids.dtype} of shape {ids.shape}")
-    if ids.ndim < 1 or ids.shape[:-1] != shape:
-        raise ValueError(f"teacher_ids have shape {ids.shape}; expected [..., k] with {shape}")
-    where = mask_of_shape(where, shape)
-    layout = Layout(chunk, block, mesh, axis)
-    found = over_rows(picks, (student,), ids.astype(jnp.int32), where, layout)
-    known = ids >= 0
-    picked = jnp.where(known, jnp.where(ids < size, found.picked, jnp.nan), -jnp.inf)
-    # The k tokens and one for all others are a vocabulary with the same loss.
-    losses = top_k_distillation(
-        jnp.concatenate([picked, found.log_rest[..., None]], axis=-1),
-        jnp.where(known, jnp.arange(ids.shape[-1]), -1),
-        teacher_log_probs,
-        teacher_log_tail,
-        kind=kind,
-        beta=beta,
-        tail=tail,
-        where=where,
-    )
-    if squared_temperature:
-        losses = losses * jax.lax.stop_gradient(jnp.square(temperature))
-    return losses
-
-
-def _check_temperature(temperature: ArrayLike) -> None:
-    check_temperature(temperature)
-    if jnp.ndim(temperature) > 0:
-        raise ValueError(f"temperature has shape {jnp.shape(temperature)}; expected a scalar")

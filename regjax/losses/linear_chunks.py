@@ -88,18 +88,20 @@ def fold(
     state, projections, rows = jax.lax.stop_gradient((state, projections, rows))
 
     def visit_columns(index: jax.Array, state: Rows) -> Rows:
-        columns, heads = _columns(index, projections, tiling)
+        columns, heads = columns_at(index, projections, tiling)
 
         def visit_block(number: jax.Array, state: Rows) -> Rows:
             tiles = [
-                _tile(p, head, number, block) for p, head in zip(projections, heads, strict=True)
+                tile_of(p, head, number, block) for p, head in zip(projections, heads, strict=True)
             ]
-            new = visit(_block(state, number, block), tiles, _block(rows, number, block), columns)
-            return _write(state, new, number, block)
+            new = visit(
+                block_of(state, number, block), tiles, block_of(rows, number, block), columns
+            )
+            return write_block(state, new, number, block)
 
-        return jax.lax.fori_loop(0, _blocks(kept, block), visit_block, state)
+        return jax.lax.fori_loop(0, block_count(kept, block), visit_block, state)
 
-    return jax.lax.fori_loop(0, _chunks(projections, tiling), visit_columns, state)
+    return jax.lax.fori_loop(0, chunk_count(projections, tiling), visit_columns, state)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -134,30 +136,46 @@ def _forward(
 
 def _backward(gradient: TileGradient, tiling: Tiling, residuals: tuple, cotangents: Rows) -> tuple:
     projections, rows, kept = residuals
+    arrays = tiled_gradient(gradient, tiling, projections, rows, kept, cotangents)
+    of_first = gradient_of(projections[0], *arrays)
+    return None, (of_first, *[None] * (len(projections) - 1)), None, None
+
+
+with_gradient.defvjp(_forward, _backward)
+
+
+def tiled_gradient(
+    gradient: TileGradient,
+    tiling: Tiling,
+    projections: tuple[Projection, ...],
+    rows: Rows,
+    kept: jax.Array,
+    cotangents: Rows,
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `with_gradient`: d hidden, float32, and d head."""
     first = projections[0]
     block, _ = tiling
 
     def visit_columns(index: jax.Array, gradients: tuple) -> tuple:
-        columns, heads = _columns(index, projections, tiling)
+        columns, heads = columns_at(index, projections, tiling)
 
         def visit_block(number: jax.Array, gradients: tuple) -> tuple:
             of_hidden, of_columns = gradients
             tiles = [
-                _tile(p, head, number, block) for p, head in zip(projections, heads, strict=True)
+                tile_of(p, head, number, block) for p, head in zip(projections, heads, strict=True)
             ]
             of_tile = gradient(
-                _block(cotangents, number, block), tiles, _block(rows, number, block), columns
+                block_of(cotangents, number, block), tiles, block_of(rows, number, block), columns
             )
-            of_tile = (of_tile * _slope(first, tiles[0])).astype(first.dtype)
-            hidden = _block(first.hidden, number, block).astype(first.dtype)
-            of_block = _block(of_hidden, number, block) + _dot(of_tile, heads[0], (1, 1))
-            of_hidden = _write(of_hidden, of_block, number, block)
-            return of_hidden, of_columns + _dot(hidden, of_tile, (0, 0))
+            of_block, of_tile_columns = pull_back(first, of_tile, tiles[0], heads[0], number, block)
+            of_block = block_of(of_hidden, number, block) + of_block
+            of_hidden = write_block(of_hidden, of_block, number, block)
+            return of_hidden, of_columns + of_tile_columns
 
         of_hidden, of_head = gradients
         of_columns = jnp.zeros(heads[0].shape, jnp.float32)
         of_hidden, of_columns = jax.lax.fori_loop(
-            0, _blocks(kept, block), visit_block, (of_hidden, of_columns)
+            0, block_count(kept, block), visit_block, (of_hidden, of_columns)
         )
         # The overlap of the last chunk has a gradient already, and gets a zero here.
         before = jax.lax.dynamic_slice_in_dim(of_head, columns.start, columns.size, axis=1)
@@ -166,29 +184,23 @@ def _backward(gradient: TileGradient, tiling: Tiling, residuals: tuple, cotangen
             of_head, of_columns, columns.start, axis=1
         )
 
-    of_hidden, of_head = jax.lax.fori_loop(
+    return jax.lax.fori_loop(
         0,
-        _chunks(projections, tiling),
+        chunk_count(projections, tiling),
         visit_columns,
         (jnp.zeros_like(first.hidden), jnp.zeros_like(first.head)),
     )
-    temperature, soft_cap = jax.tree.map(jnp.zeros_like, (first.temperature, first.soft_cap))
-    of_first = Projection(of_hidden, of_head, temperature, soft_cap, dtype=first.dtype)
-    return None, (of_first, *[None] * (len(projections) - 1)), None, None
 
 
-with_gradient.defvjp(_forward, _backward)
-
-
-def _chunks(projections: tuple[Projection, ...], tiling: Tiling) -> int:
+def chunk_count(projections: tuple[Projection, ...], tiling: Tiling) -> int:
     return -(-projections[0].head.shape[1] // tiling.chunk)
 
 
-def _blocks(kept: jax.Array, block: int) -> jax.Array:
+def block_count(kept: jax.Array, block: int) -> jax.Array:
     return (kept + block - 1) // block
 
 
-def _columns(
+def columns_at(
     index: jax.Array, projections: tuple[Projection, ...], tiling: Tiling
 ) -> tuple[Columns, list[jax.Array]]:
     """The chunk of that index, and its columns of every head."""
@@ -203,13 +215,34 @@ def _columns(
     return Columns(start, first, chunk), heads
 
 
-def _tile(projection: Projection, head: jax.Array, number: jax.Array, block: int) -> jax.Array:
+def tile_of(projection: Projection, head: jax.Array, number: jax.Array, block: int) -> jax.Array:
     """Float32 logits `[block, chunk]`."""
-    hidden = _block(projection.hidden, number, block).astype(projection.dtype)
+    hidden = block_of(projection.hidden, number, block).astype(projection.dtype)
     logits = _dot(hidden, head, (1, 0))
     if projection.soft_cap is not None:
         logits = projection.soft_cap * jnp.tanh(logits / projection.soft_cap)
     return logits / projection.temperature
+
+
+def pull_back(
+    projection: Projection,
+    of_tile: jax.Array,
+    tile: jax.Array,
+    head: jax.Array,
+    number: jax.Array,
+    block: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Float32 gradients of the block's hidden states `[block, D]` and the head's columns `[D, chunk]`."""
+    of_tile = (of_tile * _slope(projection, tile)).astype(projection.dtype)
+    hidden = block_of(projection.hidden, number, block).astype(projection.dtype)
+    return _dot(of_tile, head, (1, 1)), _dot(hidden, of_tile, (0, 0))
+
+
+def gradient_of(projection: Projection, of_hidden: jax.Array, of_head: jax.Array) -> Projection:
+    temperature, soft_cap = jax.tree.map(
+        jnp.zeros_like, (projection.temperature, projection.soft_cap)
+    )
+    return Projection(of_hidden, of_head, temperature, soft_cap, dtype=projection.dtype)
 
 
 def _slope(projection: Projection, tile: jax.Array) -> jax.Array:
@@ -229,13 +262,13 @@ def _dot(first: jax.Array, second: jax.Array, axes: tuple[int, int]) -> jax.Arra
     )
 
 
-def _block(rows: Rows, number: jax.Array, block: int) -> Rows:
+def block_of(rows: Rows, number: jax.Array, block: int) -> Rows:
     return jax.tree.map(
         lambda array: jax.lax.dynamic_slice_in_dim(array, number * block, block), rows
     )
 
 
-def _write(rows: Rows, new: Rows, number: jax.Array, block: int) -> Rows:
+def write_block(rows: Rows, new: Rows, number: jax.Array, block: int) -> Rows:
     return jax.tree.map(
         lambda array, part: jax.lax.dynamic_update_slice_in_dim(array, part, number * block, 0),
         rows,

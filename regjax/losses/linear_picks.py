@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from regjax.losses.linear_chunks import Columns, Projection, Rows, fold, with_gradient
-from regjax.losses.linear_rows import Part, local_ids, total, total_log
+from regjax.losses.linear_rows import Part, largest, local_ids, total, total_log
 
 
 class Picks(NamedTuple):
@@ -18,8 +18,11 @@ class Picks(NamedTuple):
     """`[..., k]`, z at the ids; 0 for ids that are not of the vocabulary."""
     log_rest: jax.Array
     """`[...]`, logsumexp of z at all other ids; -inf where there is none."""
-    mean: jax.Array
+    sum: jax.Array
     """`[...]`, of z over the whole vocabulary."""
+    top: jax.Array
+    """`[...]`, the largest z at all other ids; float32's least number where there is none. No
+    gradient."""
 
 
 def picks(projections: tuple[Projection, ...], ids: jax.Array, part: Part) -> Picks:
@@ -30,33 +33,32 @@ def picks(projections: tuple[Projection, ...], ids: jax.Array, part: Part) -> Pi
     """
     [student] = projections
     ids = local_ids(ids, student.head, part)
+    found = end(fold(visit, begin(ids), projections, ids, part.kept, part.tiling))
+    found = with_gradient(
+        tile_gradient, part.tiling, found, projections, (ids, found.log_rest), part.kept
+    )
+    return Picks(
+        total(found.picked, part),
+        total_log(found.log_rest, part),
+        total(found.sum, part),
+        largest(found.top, part),
+    )
+
+
+def begin(ids: jax.Array) -> Rows:
+    """What is known of rows of which no logits were seen."""
     rows = ids.shape[0]
-    state = {
+    return {
         "picked": jnp.zeros(ids.shape, jnp.float32),
         # Finite, so that a chunk without other entries leaves exp(top - top) defined.
         "top": jnp.full(rows, jnp.finfo(jnp.float32).min),
         "scaled": jnp.zeros(rows, jnp.float32),
         "sum": jnp.zeros(rows, jnp.float32),
     }
-    state = fold(_visit, state, projections, ids, part.kept, part.tiling)
-    log_rest = state["top"] + jnp.log(state["scaled"])
-    found = with_gradient(
-        _gradient,
-        part.tiling,
-        Picks(state["picked"], log_rest, state["sum"]),
-        projections,
-        (ids, log_rest),
-        part.kept,
-    )
-    size = total(jnp.float32(student.head.shape[1]), part)
-    return Picks(
-        total(found.picked, part),
-        total_log(found.log_rest, part),
-        total(found.mean, part) / size,
-    )
 
 
-def _visit(state: Rows, tiles: list[jax.Array], ids: jax.Array, columns: Columns) -> Rows:
+def visit(state: Rows, tiles: list[jax.Array], ids: jax.Array, columns: Columns) -> Rows:
+    """What is known with one chunk more of the logits."""
     [tile] = tiles
     at = columns.local(ids)
     here = jnp.take_along_axis(tile, jnp.minimum(at, columns.size - 1), axis=1)
@@ -72,9 +74,17 @@ def _visit(state: Rows, tiles: list[jax.Array], ids: jax.Array, columns: Columns
     }
 
 
-def _gradient(cotangents: Picks, tiles: list[jax.Array], rows: Rows, columns: Columns) -> jax.Array:
+def end(state: Rows) -> Picks:
+    log_rest = state["top"] + jnp.log(state["scaled"])
+    return Picks(state["picked"], log_rest, state["sum"], state["top"])
+
+
+def tile_gradient(
+    cotangents: Picks, tiles: list[jax.Array], rows: Rows, columns: Columns
+) -> jax.Array:
+    """Of the tile; `rows` are the ids and their `log_rest`."""
     [tile], (ids, log_rest) = tiles, rows
-    of_sum = cotangents.mean[:, None]
+    of_sum = cotangents.sum[:, None]
     share = jnp.exp(tile - log_rest[:, None])
     of_tile = cotangents.log_rest[:, None] * share + of_sum
     of_tile = jnp.where(columns.fresh, of_tile, 0.0)

@@ -99,8 +99,10 @@ def over_rows(
         for p in projections
     )
 
+    axis = layout.axis if layout.mesh.shape[layout.axis] > 1 else None
+
     def on_device(projections: Any, rows: Any, where: Any) -> Rows:
-        return _packed(compute, projections, rows, where, layout, layout.axis)
+        return _packed(compute, projections, rows, where, layout, axis)
 
     # Loops of different lengths on different devices, whose carries start as constants: what
     # `check_vma` would have to be told at each of them.
@@ -125,11 +127,17 @@ def total(array: jax.Array, part: Part) -> jax.Array:
     return array if part.axis is None else jax.lax.psum(array, part.axis)
 
 
+def largest(array: jax.Array, part: Part) -> jax.Array:
+    """Over the parts of the vocabulary; no gradient."""
+    array = jax.lax.stop_gradient(array)
+    return array if part.axis is None else jax.lax.pmax(array, part.axis)
+
+
 def total_log(log: jax.Array, part: Part) -> jax.Array:
     """Logsumexp over the parts of the vocabulary; -inf where all are."""
     if part.axis is None:
         return log
-    top = jax.lax.pmax(jax.lax.stop_gradient(log), part.axis)
+    top = largest(log, part)
     top = jnp.maximum(top, jnp.finfo(jnp.float32).min)
     return top + jnp.log(jax.lax.psum(jnp.exp(log - top), part.axis))
 

@@ -1,6 +1,6 @@
 """Models: Flax NNX modules here, `(apply, params)` everywhere else."""
 
-from regjax.models.apply import Apply, Cache, from_function, split
+from regjax.models.apply import Apply, Cache, ProjectingHead, from_function, split
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
 from regjax.models.execution import Execution, Resolved, resolve_execution
@@ -16,6 +16,7 @@ __all__ = [
     "DecoderConfig",
     "Execution",
     "Lora",
+    "ProjectingHead",
     "PromptOrigin",
     "Resolved",
     "RopeScaling",

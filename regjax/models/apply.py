@@ -64,6 +64,25 @@ class PrefillFunction(Protocol):
     ) -> tuple[Array, Cache]: ...
 
 
+Projection = tuple[Array, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectingHead:
+    """A head that is no more than a kernel and a soft cap, of factors in the kernel's type.
+
+    head(params, hidden) = cap(hidden @ kernel),   cap(x) = soft_cap tanh(x / soft_cap), or x
+    """
+
+    logits: Callable[[Params, Array], Array]
+    """`logits(params, hidden [..., D])`: float32 `[..., V]`."""
+    projection: Callable[[Params], Projection]
+    """`projection(params) -> (kernel [D, V], soft_cap)`, without a cap None."""
+
+    def __call__(self, params: Params, hidden: Array) -> Array:
+        return self.logits(params, hidden)
+
+
 @dataclasses.dataclass(frozen=True)
 class Apply:
     """A model without its parameters: pure functions, hashable, cheap to compare and to pass about.
@@ -75,7 +94,8 @@ class Apply:
     """`hidden(params, tokens=None, *, embeddings=None, positions=None, segment_ids=None)`: the
     states `[B, L, D]` that `head` takes."""
     head: Callable[[Params, Array], Array]
-    """`head(params, hidden [..., D])`: float32 logits `[..., V]`."""
+    """`head(params, hidden [..., D])`: float32 logits `[..., V]`. A `ProjectingHead` where the model
+    has one."""
     embed: Callable[[Params, Array], Array] | None = None
     """`embed(params, tokens [...])`: the `[..., D]` that `hidden` takes as `embeddings`; None where
     the model takes tokens only."""
@@ -90,6 +110,13 @@ class Apply:
     takes_tasks: bool = False
     """Whether `hidden` and `prefill` take `task_ids` `[B]`, by which a row chooses its soft
     prompt; of a batch's `[B, S]` the first of each row."""
+
+    def projection(self, params: Params) -> Projection | None:
+        """`(kernel [D, V], soft_cap)` of a `ProjectingHead`; None of any other.
+
+        With it the losses of `regjax.losses.linear` do without the logits.
+        """
+        return self.head.projection(params) if isinstance(self.head, ProjectingHead) else None
 
     def hidden_of(self, params: Params, batch: Mapping[str, Array]) -> Array:
         """`hidden` of a batch's `tokens`, `positions`, `segment_ids` and, where taken, `task_ids`."""
@@ -143,7 +170,8 @@ class ModuleMethod:
 def split(model: nnx.Module) -> tuple[Apply, Params]:
     """`(apply, params)` of an NNX module with the methods `hidden` and `head`.
 
-    `embed`, `prefill` and `step` are taken over where the module has them.
+    `embed`, `prefill` and `step` are taken over where the module has them; with a method
+    `projection`, the head is a `ProjectingHead`.
 
     `params` is a plain nested dict of arrays, such as `params["embedding"]["table"]`; two models
     of one configuration give equal `apply`.
@@ -171,6 +199,8 @@ def split(model: nnx.Module) -> tuple[Apply, Params]:
         for name in ("hidden", "head", "embed", "prefill", "step")
         if callable(getattr(model, name, None))
     }
+    if callable(getattr(model, "projection", None)):
+        methods["head"] = ProjectingHead(methods["head"], _Method(structure, "projection"))
     apply = Apply(**methods)
     return apply, nnx.to_pure_dict(state)
 

@@ -102,13 +102,14 @@ class Head(nnx.Module):
             shape = (config.width, config.vocabulary_size)
             self.kernel = nnx.Param(_initializer(config)(rngs.params(), shape, jnp.float32))
 
-    def __call__(self, hidden: Array) -> Array:
+    def projection(self) -> tuple[Array, float | None]:
+        """The kernel `[D, V]`, in the compute type, and the soft cap."""
         kernel = self.table[...].T if self.tied else self.kernel[...]
-        logits = jnp.matmul(
-            hidden.astype(self.dtype),
-            kernel.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return kernel.astype(self.dtype), self.soft_cap
+
+    def __call__(self, hidden: Array) -> Array:
+        kernel, _ = self.projection()
+        logits = jnp.matmul(hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
         return logits if self.soft_cap is None else self.soft_cap * jnp.tanh(logits / self.soft_cap)
 
 
@@ -203,6 +204,10 @@ class Decoder(nnx.Module):
     def embed(self, tokens: Array) -> Array:
         """Embeddings `[..., D]` of `tokens [...]`, as the first layer takes them."""
         return self.embedding(tokens)
+
+    def projection(self) -> tuple[Array, float | None]:
+        """`(kernel [D, V], soft_cap)` of the head, see `ProjectingHead`."""
+        return self.head.projection()
 
     def hidden(
         self,

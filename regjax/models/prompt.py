@@ -13,7 +13,14 @@ import numpy as np
 from jax import Array
 
 from regjax.errors import InputError
-from regjax.models.apply import Apply, Cache, HiddenFunction, Params, PrefillFunction
+from regjax.models.apply import (
+    Apply,
+    Cache,
+    HiddenFunction,
+    Params,
+    PrefillFunction,
+    ProjectingHead,
+)
 from regjax.models.attention import segment_positions
 
 SOFT_PROMPT = "soft_prompt"
@@ -208,7 +215,7 @@ def with_prompts(model: Apply, names: Sequence[str], *, after: int = 0) -> Apply
     return dataclasses.replace(
         model,
         hidden=_Hidden(model.hidden, insert),
-        head=_Without(model.head),
+        head=_head_without(model.head),
         embed=_Without(embed),
         prefill=None if model.prefill is None else _Prefill(model.prefill, insert),
         step=None if model.step is None else _Without(model.step),
@@ -233,6 +240,12 @@ class _Without:
 
     def __call__(self, params: Params, *args: Any) -> Any:
         return self.function(without_prompts(params), *args)
+
+
+def _head_without(head: Callable[[Params, Array], Array]) -> Callable[[Params, Array], Array]:
+    if isinstance(head, ProjectingHead):
+        return ProjectingHead(_Without(head.logits), _Without(head.projection))
+    return _Without(head)
 
 
 class _Place(NamedTuple):

@@ -15,7 +15,7 @@ from regjax.objectives.objective import Sums
 from regjax.token_grid import TokenGrid
 
 CHUNK = 1024
-"""How many rows of logits exist at once."""
+"""How many rows of logits exist at once, of a head that is no projection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,42 +45,43 @@ class Sft:
         else:
             labels, weights = next_tokens(batch)
             rows = hidden[:, :-1]
-        loss, correct = self._sums(model, params, rows, labels, weights)
+        loss, hits = self._losses(model, params, rows, labels, weights)
         total = weights.sum()
-        return {"loss": (loss, total), "token_accuracy": (correct, total)}
+        return {
+            "loss": (loss.sum(), total),
+            "token_accuracy": (weights.sum(where=hits), total),
+        }
 
-    def _sums(
+    def _losses(
         self, model: Apply, params, rows: jax.Array, labels: jax.Array, weights: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Summed loss and number of right first guesses, `CHUNK` rows of logits at a time."""
-        # Zeros where nothing counts: 0 times a hidden state that is not finite would be NaN. Here and
-        # not in the logits, where a mask would cost a copy of them.
+        """Weighted losses, and whether the label is the first guess, false where the weight is 0."""
         kept = weights > 0
-        rows = jnp.where(kept[..., None], rows, 0).reshape(-1, rows.shape[-1])
-        labels, weights = labels.ravel(), weights.ravel()
-        size = min(CHUNK, labels.size)
-        extra = -labels.size % size
-        chunks = (
-            jnp.pad(rows, ((0, extra), (0, 0))).reshape(-1, size, rows.shape[-1]),
-            jnp.pad(labels, (0, extra)).reshape(-1, size),
-            jnp.pad(weights, (0, extra)).reshape(-1, size),
-        )
+        projection = model.projection(params)
+        if projection is not None:
+            kernel, soft_cap = projection
+            return losses.linear_cross_entropy_and_hits(
+                rows,
+                kernel,
+                labels,
+                label_smoothing=self.label_smoothing,
+                soft_cap=soft_cap,
+                weights=weights,
+                where=kept,
+            )
 
         @jax.checkpoint
-        def add(totals, chunk):
-            rows, labels, weights = chunk
-            logits = model.head(params, rows)
-            loss = losses.token_cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-            right = (logits.argmax(-1) == labels).astype(jnp.float32)
-            kept = weights > 0
-            return (
-                totals[0] + (loss * weights).sum(where=kept),
-                totals[1] + (right * weights).sum(where=kept),
-            ), None
+        def of_row(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            hidden, label = row
+            logits = model.head(params, hidden)
+            loss = losses.token_cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+            return loss, (logits >= logits[label]).sum() == 1
 
-        zero = jnp.zeros((), jnp.float32)
-        totals, _ = jax.lax.scan(add, (zero, zero), chunks)
-        return totals
+        # Zeros where nothing counts: 0 times a hidden state that is not finite would be NaN.
+        rows = jnp.where(kept[..., None], rows, 0).reshape(-1, rows.shape[-1])
+        found = jax.lax.map(of_row, (rows, labels.ravel()), batch_size=CHUNK)
+        loss, hits = (array.reshape(labels.shape) for array in found)
+        return jnp.where(kept, loss * weights, 0), hits & kept
 
 
 def next_tokens(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

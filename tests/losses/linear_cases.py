@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from regjax.losses import linear
+from regjax.losses import linear, linear_teachers
 from regjax.losses.distillation import distillation
 from regjax.losses.grid import expected_score, grid_log_probs
 from regjax.losses.tokens import token_cross_entropy
@@ -94,7 +94,9 @@ def spread(logits):
 
 def linear_divergence(hidden, head, **options):
     teacher_hidden = options.pop("teacher_hidden", TEACHER_HIDDEN)
-    return linear.linear_distillation(hidden, head, teacher_hidden, TEACHER_HEAD, **options)
+    return linear_teachers.linear_distillation(
+        hidden, head, teacher_hidden, TEACHER_HEAD, **options
+    )
 
 
 def plain_divergence(logits, where, soft_cap=None, teacher_soft_cap=None, **options):
@@ -114,7 +116,7 @@ def of_teacher(
 
 
 def linear_top_k(hidden, head, ids=TOP.tokens, **options):
-    return linear.linear_top_k_distillation(
+    return linear_teachers.linear_top_k_distillation(
         hidden, head, ids, TOP.log_probs, temperature=T, **options
     )
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from regjax.losses import linear
+from regjax.losses import linear, linear_at_once, linear_teachers
 from regjax.losses.distillation import distillation
 from regjax.losses.linear_chunks import Tiling, fold
 from regjax.losses.linear_rows import projection
@@ -30,6 +30,7 @@ from tests.losses.linear_cases import (
     WHERE,
     D,
     V,
+    plain_cross_entropy,
 )
 
 # Neither 21 rows nor 40 columns are a multiple of the first; the last holds all in one tile.
@@ -85,6 +86,90 @@ def test_values_and_gradients_are_the_plain_ones(case, chunk, block):
 def test_any_rows_can_be_left_out(where):
     for case in ("smoothed", "jensen_shannon"):
         assert_close(in_tiles(case)(HIDDEN, HEAD, where), plain(case)(HIDDEN, HEAD, where), 1e-5)
+
+
+EQUAL = {"plain": {}, "smoothed": {"label_smoothing": 0.2, "z_loss": 0.1, "soft_cap": 1.5}}
+
+
+@functools.cache
+def with_weights(case, form, chunk=16, block=4):
+    """Three times the sum of weighted losses, and the losses: every cotangent is three."""
+
+    def loss(hidden, head, weights, where):
+        options = EQUAL[case]
+        if form == "tiles":
+            options = options | {"weights": weights, "chunk": chunk, "block": block}
+            losses = linear.linear_cross_entropy(hidden, head, LABELS, where=where, **options)
+        else:
+            logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+            losses = plain_cross_entropy(logits, where, **options)
+            losses *= jnp.where(where, weights, 0.0)
+        return 3.0 * jnp.sum(losses), losses
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+
+@pytest.mark.parametrize("case", EQUAL)
+@pytest.mark.parametrize(("chunk", "block"), LAYOUTS)
+def test_weighted_sums_and_their_gradients_are_the_plain_ones(case, chunk, block):
+    for where in (*MASKS.values(), np.zeros(SHAPE, bool)):
+        arrays = np.where(where[..., None], HIDDEN, np.nan), HEAD, WEIGHTS, where
+        found = with_weights(case, "tiles", chunk, block)(*arrays)
+        expected = with_weights(case, "plain")(np.nan_to_num(arrays[0]), *arrays[1:])
+        assert_close(found, expected, 1e-5)
+
+
+def test_weighted_sums_in_bfloat16_are_the_plain_ones():
+    hidden, head = jnp.asarray(HIDDEN, jnp.bfloat16), jnp.asarray(HEAD, jnp.bfloat16)
+    for case in EQUAL:
+        (_, losses), found = with_weights(case, "tiles")(hidden, head, WEIGHTS, WHERE)
+        (_, exact), expected = with_weights(case, "plain")(hidden, head, WEIGHTS, WHERE)
+        assert_close(losses, exact, 1e-5)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            one, other = (np.asarray(x, np.float32) for x in (one, other))
+            assert np.linalg.norm(one - other) < 1e-2 * np.linalg.norm(other)
+
+
+def test_only_cotangents_that_differ_make_the_logits_again(monkeypatch):
+    def no_tiles(gradient, tiling, projections, rows, kept, cotangents):
+        first = projections[0]
+        return jnp.full_like(first.hidden, jnp.nan), jnp.full_like(first.head, jnp.nan)
+
+    def weighted_sum(hidden, head, cotangents):
+        losses = linear.linear_cross_entropy(hidden, head, LABELS, where=WHERE, block=4)
+        return jnp.sum(losses * cotangents)
+
+    def gradients(cotangents):
+        return jax.jit(jax.grad(lambda *arrays: weighted_sum(*arrays), (0, 1)))(
+            HIDDEN, HEAD, cotangents
+        )
+
+    equal = np.where(WHERE, 0.3, WEIGHTS)  # those of rows that do not count matter nothing
+    one_differs = np.full(SHAPE, 0.3)
+    one_differs[-1, 5] = 0.2
+    expected, [expected_of_hidden, _] = gradients(equal), gradients(one_differs)
+    monkeypatch.setattr(linear_at_once, "tiled_gradient", no_tiles)
+    jax.tree.map(np.testing.assert_array_equal, gradients(equal), expected)
+    frozen = jax.jit(jax.grad(lambda h, g: weighted_sum(h, HEAD, g)))
+    np.testing.assert_array_equal(frozen(HIDDEN, equal), expected[0])
+    np.testing.assert_allclose(frozen(HIDDEN, one_differs), expected_of_hidden, atol=1e-6)
+    of_hidden, of_head = gradients(one_differs)
+    assert np.isnan(of_hidden[WHERE]).all()
+    assert np.isnan(of_head).all()
+
+
+def test_hits_are_labels_that_no_other_class_equals():
+    logits = HIDDEN @ HEAD
+    best, second = logits.argmax(-1), np.argsort(logits, axis=-1)[..., -2]
+    for labels, expected in ((best, WHERE), (second, np.zeros_like(WHERE)), (best - V, False)):
+        losses, hits = linear.linear_cross_entropy_and_hits(
+            HIDDEN, HEAD, labels, where=WHERE, weights=np.zeros(SHAPE), chunk=16, block=4
+        )
+        np.testing.assert_array_equal(hits, np.broadcast_to(expected, SHAPE))
+        np.testing.assert_array_equal(losses[~WHERE], 0.0)
+    tied = linear.linear_cross_entropy_and_hits(np.zeros((1, D)), HEAD, np.array([0]))[1]
+    assert not tied.any()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -164,7 +249,7 @@ def test_rows_left_out_influence_nothing(case):
 
 def test_rows_left_out_of_the_teacher_influence_nothing():
     def loss(hidden, teacher):
-        return linear.linear_distillation(
+        return linear_teachers.linear_distillation(
             hidden, HEAD, teacher, TEACHER_HEAD, where=WHERE, chunk=16, block=4
         ).sum()
 
@@ -193,9 +278,9 @@ def test_a_sure_prediction_keeps_its_small_loss():
 
 
 def test_divergences_of_equals_are_zero_and_of_neighbours_exact():
-    same = linear.linear_distillation(HIDDEN, HEAD, HIDDEN, HEAD, temperature=100.0)
+    same = linear_teachers.linear_distillation(HIDDEN, HEAD, HIDDEN, HEAD, temperature=100.0)
     np.testing.assert_allclose(same, 0.0, atol=1e-9)
-    near = linear.linear_distillation(HIDDEN, HEAD, 1.01 * HIDDEN, HEAD, temperature=100.0)
+    near = linear_teachers.linear_distillation(HIDDEN, HEAD, 1.01 * HIDDEN, HEAD, temperature=100.0)
     z = HIDDEN.astype(np.float64) @ HEAD
     # T^2 KL tends to half the variance of the difference of the logits.
     np.testing.assert_allclose(near, np.var(0.01 * z, axis=-1) / 2, rtol=0.1)
@@ -207,7 +292,7 @@ def test_labels_and_ids_out_of_range_give_nan():
     labels = np.array([0, -1, V, -100])
     losses = linear.linear_cross_entropy(HIDDEN[0, :4], HEAD, labels, chunk=16)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True, True])
-    losses = linear.linear_top_k_distillation(
+    losses = linear_teachers.linear_top_k_distillation(
         HIDDEN[0, :2], HEAD, np.array([[0, V], [0, 1]]), np.log(np.full((2, 2), 0.3))
     )
     np.testing.assert_array_equal(np.isnan(losses), [True, False])
@@ -245,21 +330,33 @@ def test_the_loops_end_with_the_rows_that_count(kept):
     np.testing.assert_array_equal(columns, visited * V)
 
 
-def test_temporary_memory_does_not_grow_with_the_vocabulary():
-    def temporary(loss, vocabulary):
-        shapes = [
-            jax.ShapeDtypeStruct((2048, 16), jnp.float32),
-            jax.ShapeDtypeStruct((16, vocabulary), jnp.float32),
-            jax.ShapeDtypeStruct((2048,), jnp.int32),
-        ]
-        graded = jax.jit(jax.value_and_grad(lambda *a: loss(*a).sum(), (0, 1)))
-        return graded.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+def temporary(loss, rows, width, vocabulary):
+    """Bytes of the compiled step, compiled from shapes alone."""
+    shapes = [
+        jax.ShapeDtypeStruct((rows, width), jnp.float32),
+        jax.ShapeDtypeStruct((width, vocabulary), jnp.float32),
+        jax.ShapeDtypeStruct((rows,), jnp.int32),
+        jax.ShapeDtypeStruct((rows,), jnp.bool_),
+    ]
+    return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    of_plain = temporary(lambda h, w, y: token_cross_entropy(h @ w, y), 32_768)
-    small, large = (temporary(linear.linear_cross_entropy, size) for size in (8_192, 32_768))
-    assert large < of_plain / 7
-    # The gradient of the head, 16 x 32,768, may be there twice; the logits would be 268 MB.
-    assert large - small < 2 * 16 * 32_768 * 4 + 1e5
+
+def test_temporary_memory_is_that_of_a_block_of_rows_and_of_the_head():
+    sizes, logits = (4096, 256, 152_000), 4096 * 152_000 * 4
+    head, block = 256 * 152_000 * 4, linear.BLOCK * 152_000 * 4
+
+    def plain(hidden, head, labels, where):
+        return token_cross_entropy(hidden @ head, labels, where=where).sum()
+
+    def in_tiles(hidden, head, labels, where):
+        return linear.linear_cross_entropy(hidden, head, labels, where=where).sum()
+
+    of_plain = temporary(jax.value_and_grad(plain, (0, 1)), *sizes)
+    found = temporary(jax.value_and_grad(in_tiles, (0, 1)), *sizes)
+    assert of_plain > 2 * logits
+    assert block < found < block + 1.3 * head < of_plain / 7
+    # Without a gradient there are tiles alone, and the hidden states once more.
+    assert temporary(in_tiles, *sizes) < 0.01 * of_plain
 
 
 @pytest.mark.parametrize("name", ["teacher_hidden", "teacher_head", "log_probs", "log_tail"])
@@ -267,9 +364,9 @@ def test_a_teacher_gets_no_gradient(name):
     def loss(array):
         if name.startswith("teacher"):
             given = {"teacher_hidden": TEACHER_HIDDEN, "teacher_head": TEACHER_HEAD} | {name: array}
-            return linear.linear_distillation(HIDDEN, HEAD, **given).sum()
+            return linear_teachers.linear_distillation(HIDDEN, HEAD, **given).sum()
         given = TOP._asdict() | {name: array}
-        return linear.linear_top_k_distillation(HIDDEN, HEAD, *given.values()).sum()
+        return linear_teachers.linear_top_k_distillation(HIDDEN, HEAD, *given.values()).sum()
 
     at = {
         "teacher_hidden": TEACHER_HIDDEN,
@@ -298,42 +395,49 @@ BAD = [
     ),
     (linear.linear_cross_entropy, (HIDDEN, HEAD, LABELS), {"where": WHERE[0]}, ValueError, "where"),
     (
-        linear.linear_distillation,
+        linear.linear_cross_entropy,
+        (HIDDEN, HEAD, LABELS),
+        {"weights": HIDDEN},
+        ValueError,
+        "weights",
+    ),
+    (
+        linear_teachers.linear_distillation,
         (HIDDEN, HEAD, TEACHER_HIDDEN, TEACHER_HEAD[:, 1:]),
         {},
         ValueError,
         "40 logits, teacher .* 39",
     ),
     (
-        linear.linear_distillation,
+        linear_teachers.linear_distillation,
         (HIDDEN, HEAD, TEACHER_HIDDEN, HEAD),
         {},
         ValueError,
         "teacher_hidden has shape",
     ),
     (
-        linear.linear_distillation,
+        linear_teachers.linear_distillation,
         (HIDDEN, HEAD, HIDDEN, HEAD),
         {"kind": "other"},
         ValueError,
         "kind must be",
     ),
     (
-        linear.linear_distillation,
+        linear_teachers.linear_distillation,
         (HIDDEN, HEAD, HIDDEN, HEAD),
         {"temperature": np.ones(3)},
         ValueError,
         r"temperature has shape \(3,\)",
     ),
     (
-        linear.linear_top_k_distillation,
+        linear_teachers.linear_top_k_distillation,
         (HIDDEN, HEAD, TOP.log_probs, TOP.log_probs),
         {},
         TypeError,
         "teacher_ids must be integers",
     ),
     (
-        linear.linear_top_k_distillation,
+        linear_teachers.linear_top_k_distillation,
         (HIDDEN, HEAD, TOP.tokens[0], TOP.log_probs),
         {},
         ValueError,

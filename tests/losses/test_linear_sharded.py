@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from regjax.losses import linear
+from regjax.losses import linear, linear_teachers
 from regjax.losses.top_k_teacher import teacher_top_k
 from regjax.sharding import MeshShape, make_mesh
 from regjax.token_grid import TokenGrid
@@ -34,10 +34,17 @@ def losses(hidden, head, labels, where, teacher_hidden, teacher_head, **layout):
     kept = teacher_top_k(teacher_hidden @ teacher_head, 4, temperature=2.0)
     found = [
         linear.linear_cross_entropy(
-            hidden, head, labels, label_smoothing=0.1, z_loss=0.01, soft_cap=3.0, **layout
+            hidden,
+            head,
+            labels,
+            label_smoothing=0.1,
+            z_loss=0.01,
+            soft_cap=3.0,
+            weights=jnp.cos(labels),
+            **layout,
         ),
         linear.linear_expected_score(hidden, head, codec, **layout),
-        linear.linear_distillation(
+        linear_teachers.linear_distillation(
             hidden,
             head,
             teacher_hidden,
@@ -46,7 +53,7 @@ def losses(hidden, head, labels, where, teacher_hidden, teacher_head, **layout):
             temperature=2.0,
             **layout,
         ),
-        linear.linear_top_k_distillation(hidden, head, *kept, temperature=2.0, **layout),
+        linear_teachers.linear_top_k_distillation(hidden, head, *kept, temperature=2.0, **layout),
     ]
     return jnp.stack(found)
 
@@ -85,6 +92,8 @@ def on_eight_devices() -> dict:
     arrays[0][~arrays[3]] = np.nan
     arrays[3][1] = False
     weights = np.eye(4)[:, :, None, None] * random.normal(size=ROWS)
+    # And cotangents that are equal, of the first loss.
+    weights = np.concatenate([weights, 2.0 * np.ones(ROWS) * np.eye(4)[:1, :, None, None]])
     weights = weights.astype(np.float32)
     found, one = {"devices": jax.device_count()}, graded(weights, **LAYOUT)(*arrays)
     for name, sizes in MESHES.items():
@@ -119,7 +128,9 @@ def gathered(placed, specs, mesh, options) -> list[list[int]]:
         layout = {"where": where, **LAYOUT, **options}
         return jnp.sum(
             linear.linear_cross_entropy(hidden, head, labels, **layout)
-            + linear.linear_distillation(hidden, head, teacher_hidden, teacher_head, **layout)
+            + linear_teachers.linear_distillation(
+                hidden, head, teacher_hidden, teacher_head, **layout
+            )
         )
 
     outputs = tuple(NamedSharding(mesh, spec) for spec in specs[:2])

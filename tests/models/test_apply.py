@@ -43,6 +43,28 @@ def test_apply_equals_the_module():
     assert isinstance(params["layers"]["mlp"]["up"]["kernel"], jax.Array)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_projection_is_what_the_head_computes(tied, dtype):
+    config = dataclasses.replace(CONFIG, tied_embeddings=tied, logit_soft_cap=1.5, dtype=dtype)
+    apply, params = models.split(models.create(config, 0))
+    if tied:
+        assert "head" not in params
+    params = jax.tree.map(lambda leaf: 20.0 * leaf, params)
+    hidden = apply.hidden(params, TOKENS)
+    kernel, soft_cap = apply.projection(params)
+    assert kernel.dtype == jnp.dtype(dtype) and soft_cap == 1.5
+    exact = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(
+        apply.head(params, hidden), 1.5 * np.tanh(exact / 1.5), rtol=1e-5, atol=1e-6
+    )
+    prompted = models.with_prompts(apply, ["task"])
+    found, _ = prompted.projection(params | {"soft_prompt": {"task": jnp.ones((2, 8))}})
+    np.testing.assert_array_equal(found, kernel)
+    replaced = dataclasses.replace(apply, head=lambda params, hidden: 2.0 * hidden)
+    assert replaced.projection(params) is None
+
+
 def test_split_rejects_what_is_not_a_model():
     with pytest.raises(TypeError, match="no method hidden and no method head"):
         models.split(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
