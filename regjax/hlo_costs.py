@@ -31,10 +31,15 @@ MOVES_NOTHING = (
 )  # fmt: skip
 
 
+SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+"""Products over all pairs of a query and a key in each kernel of splash attention, by how it is named."""
+
+
 def flops(module: Module) -> float:
     """Floating-point operations of all matrix products and convolutions.
 
-    Kernels that the compiler cannot look into count where they state their cost.
+    Of kernels that the compiler cannot look into, causal splash attention counts by its shapes (`H L^2 C`
+    for each product of a row, half of a full one's), others where they state their cost.
     """
     return sum(
         times * _flops(module.computations[inner], each)
@@ -45,8 +50,7 @@ def flops(module: Module) -> float:
 
 def _flops(here: Computation, one: Instruction) -> float:
     if one.opcode == "custom-call":
-        stated = re.search(r'"flops":"?(\d+)', one.attributes)
-        return float(stated[1]) if stated else 0.0
+        return _kernel_flops(one)
     if one.opcode not in ("dot", "convolution"):
         return 0.0
     left, right = (here[operand].shapes[0] for operand in one.operands[:2])
@@ -55,6 +59,16 @@ def _flops(here: Computation, one: Instruction) -> float:
         size = math.prod(left.dims[axis] for axis in contracted)
         return 2.0 * math.prod(one.shapes[0].dims) * size
     return _convolution_flops(one, left, right)
+
+
+def _kernel_flops(one: Instruction) -> float:
+    products = next((n for name, n in SPLASH_PRODUCTS.items() if one.name.startswith(name)), 0)
+    if products:
+        shapes = re.findall(r"\w+\[(\d+),(\d+),(\d+),(\d+)\]", one.attributes)
+        rows, heads, length, size = map(int, shapes[0])
+        return float(products * rows * heads * length * length * size)
+    stated = re.search(r'"flops":"?(\d+)', one.attributes)
+    return float(stated[1]) if stated else 0.0
 
 
 def _convolution_flops(one: Instruction, left: Shape, right: Shape) -> float:
@@ -200,16 +214,25 @@ class Collective:
 
 
 def collectives(module: Module) -> list[Collective]:
-    """What devices exchange, equal ones added up, the largest first."""
+    """What devices exchange, equal ones added up, the largest first.
+
+    A TPU's compiler spreads an exchange over the products that go on meanwhile: what has one channel in a
+    computation is one.
+    """
     found: dict[Collective, int] = {}
+    seen: set[tuple[str, str]] = set()
     for name, outer, times in module.executed():
         for inner, one in module.within(name, outer):
+            channel = one.attribute("channel_id")
+            if channel and (name, channel) in seen:
+                continue
             kind = one.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
             group = _group_size(one, module.devices)
             if group == 1:
                 continue
+            seen.add((name, channel))
             # A TPU fuses a sum over devices with the slice of it that each keeps.
             if kind == "all-reduce" and inner.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"

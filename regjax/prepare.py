@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def prepare(
     *,
     mesh: Mesh | None = None,
     weights: bool = True,
+    loader: Callable[[Any], Load] | None = None,
 ) -> Prepared:
     """Reads tokenizer, data and model. Records that cannot be used are listed in `bad_records.jsonl`.
 
@@ -113,6 +114,7 @@ def prepare(
       model: `(apply, params)` in place of the experiment's.
       mesh: in place of one of the experiment's shape over the devices at hand.
       weights: False: no parameter is made or read, `params` are shapes with shardings.
+      loader: gives what reads a task's examples with a tokenizer, in place of `load_task`.
 
     Raises:
       InputError: for whatever cannot be used, with its place and what to do.
@@ -120,7 +122,7 @@ def prepare(
     stages = tuple(experiment.resolve(stage) for stage in experiment.stages)
     tasks = tuple(_tasks(experiment, stage) for stage in stages)
     tokenizer = _tokenizer(experiment, workdir, tasks)
-    load = _loader(tokenizer)
+    load = _loader(tokenizer) if loader is None else loader(tokenizer)
     trained_on = {_identity(task): task for each in tasks for task in each}.values()
     for task in trained_on:
         task_codec(task, tokenizer)  # raises, before records are read

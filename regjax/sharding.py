@@ -83,22 +83,24 @@ def row_parts(mesh: AnyMesh) -> int:
 
 
 def rules_for(config: DecoderConfig | None, mesh: AnyMesh) -> Rules:
-    """The rules of a model's family; of a model that the caller brought (None) those of soft prompts.
+    """The rules of a model's family; of a model that the caller brought (None) those of
+    soft prompts and adapters.
 
     Matrices with a wide inner side (heads of attention, hidden units of an MLP, the vocabulary) are
     dealt out on that side over `tensor`, so that a layer needs one sum over it, and on the other side
     over `fsdp`. Heads stay whole: fewer than the axis has devices are not dealt out.
     """
-    prompts = (r"^soft_prompt/", P())
+    # Adapters too: a part of one on each device would have the compiler deal out activations by width.
+    small = (r"^(soft_prompt|lora)/", P())
     if config is None:
-        return (prompts,)
+        return (small,)
 
     def heads(count: int) -> str | None:
         return None if count % mesh.shape["tensor"] else "tensor"
 
     query, keys = heads(config.heads), heads(config.key_value_heads)
     return (
-        prompts,
+        small,
         (r"norm/scale$", P()),
         (r"^embedding/table$", P("tensor", "fsdp")),
         (r"^head/kernel$", P("fsdp", "tensor")),

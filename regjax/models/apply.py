@@ -200,7 +200,7 @@ def split(model: nnx.Module) -> tuple[Apply, Params]:
         if callable(getattr(model, name, None))
     }
     if callable(getattr(model, "projection", None)):
-        methods["head"] = ProjectingHead(methods["head"], _Method(structure, "projection"))
+        methods["head"] = ProjectingHead(methods["head"], ModuleMethod(structure, "projection"))
     apply = Apply(**methods)
     return apply, nnx.to_pure_dict(state)
 
