@@ -56,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in NO_ROOM:
             raise
-        where = "a file" if error.filename is None else error.filename
-        _complain(f"{where}: {error.strerror}")
+        if error.filename is None:
+            _complain(f"{error.strerror}: make room, then give the same command again")
+        else:
+            _complain(f"{error.filename}: {error.strerror}")
         return BAD_INPUT if isinstance(error, WRONG_PATH) else FAILED
     return 0
 

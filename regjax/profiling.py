@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -41,17 +41,17 @@ class Profiler:
     def __init__(self, folder: Path, steps: Steps | None) -> None:
         self._folder, self._steps, self._running = folder, steps, False
 
-    def before(self, step: int, state: Any) -> None:
-        """To be called before `step` is dispatched; what was dispatched earlier is waited for."""
+    def before(self, step: int, settle: Callable[[], None]) -> None:
+        """To be called before `step` is dispatched; `settle` waits for what was dispatched earlier."""
         if self._steps and not self._running and self._steps[0] <= step <= self._steps[1]:
-            jax.block_until_ready(state)
+            settle()
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
-    def after(self, step: int, state: Any) -> None:
-        """To be called after it; the trace ends when the last step's results are there."""
+    def after(self, step: int, settle: Callable[[], None]) -> None:
+        """To be called after it; the trace ends once the last step is done."""
         if self._running and self._steps and step >= self._steps[1]:
-            jax.block_until_ready(state)
+            settle()
             self.close()
 
     def close(self) -> None:

@@ -199,12 +199,12 @@ def _run_stage(
             evaluate(0)
         for batch in recorder.waiting(batches.iterate(step, stage.steps)):
             placed = _place(batch, experiment.accumulation, mesh)
-            profiler.before(step + 1, state)
+            profiler.before(step + 1, recorder.flush)
             with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
                 state, metrics = update(state, frozen, placed)
             step += 1
-            profiler.after(step, state)
             recorder.add(step, metrics, batch, placed)
+            profiler.after(step, recorder.flush)
             last = step == stage.steps
             report: dict[str, float] = {}
             if evaluation.has("validation") and (last or _due(step, stage.eval_every)):

@@ -1,11 +1,13 @@
 """The command line: help, overrides, and for every mistake one clear message and exit code 2."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -387,3 +389,15 @@ def test_any_grid_is_shown_or_refused(capsys, trained, values, prefix, text):
         assert f"{len(ScoreGrid.parse(values, text=text))} values after" in out
     else:
         assert code == 2 and len(err.strip()) > 20 and out == ""
+
+
+def test_a_full_disk_says_what_to_do_where_no_file_is_named(capsys, monkeypatch):
+    """As Python's `write` raises it; of anything else without a file the traceback is wanted."""
+    raised = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setitem(cli.COMMANDS, "plot", Mock(side_effect=raised))
+    assert call(capsys, "plot", "x") == (
+        1, "", "regjax: No space left on device: make room, then give the same command again\n",
+    )  # fmt: skip
+    monkeypatch.setitem(cli.COMMANDS, "plot", Mock(side_effect=OSError(errno.EIO, "other")))
+    with pytest.raises(OSError, match="other"):
+        call(capsys, "plot", "x")
