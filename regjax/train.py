@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from regjax import checkpoint, compilation, optim, paths, prompting, sharding
+from regjax import checkpoint, compilation, optim, paths, preemption, prompting, sharding
 from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
@@ -61,6 +61,7 @@ def train(
     Raises:
       InputError: for whatever is wrong with config, data or model, before any training.
       TrainingStopped: after `max_bad_steps` steps in a row that were not finite.
+      preemption.Interrupted: on SIGTERM or SIGINT, once the step was saved; a `KeyboardInterrupt`.
     """
     compilation.enable_cache()
     workdir = Path(workdir)
@@ -121,6 +122,7 @@ def _run_stage(
     with (
         checkpoint.open_manager(checkpoints, select=stage.select, largest=largest) as manager,
         progress(stage.name, stage.steps) as advance,
+        preemption.watch() as stop,
     ):
         recorder = Recorder(log, stage.name, experiment, stage.steps, ready.splits.train, advance)
 
@@ -157,15 +159,22 @@ def _run_stage(
             state, metrics = update(state, frozen, _place(batch, experiment.accumulation, mesh))
             step += 1
             recorder.add(step, metrics, batch["record_ids"])
-            last = step == stage.steps
+            last, signal = step == stage.steps, stop(step)
             report: dict[str, float] = {}
             if evaluation.has("validation") and (last or _due(step, stage.eval_every)):
                 recorder.flush()
                 report = evaluate(step)
-            if last or report or _due(step, experiment.checkpoint_every):
+            if last or report or signal or _due(step, experiment.checkpoint_every):
                 recorder.flush()
                 saved = {**position, "step": step, "recorder": recorder.state}
                 checkpoint.save(manager, step, state, saved, report)
+            if signal:
+                manager.wait_until_finished()
+                raise preemption.Interrupted(
+                    f"stopped at step {step} of stage {stage.name!r}, which is saved; the same "
+                    "command goes on from there",
+                    signal,
+                )
         manager.wait_until_finished()
 
         # result
