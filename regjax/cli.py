@@ -235,6 +235,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def predict(arguments: Sequence[str]) -> None:
     """add score, distribution and grid mass to every record of a JSONL file"""
+    import jax
     import tyro
 
     from regjax.predict import predict as run
@@ -263,7 +264,8 @@ def predict(arguments: Sequence[str]) -> None:
             model, input, output, read_out=read_out, batch_size=batch_size,
             on_bad_record=on_bad_record, overwrite=overwrite,
         )  # fmt: skip
-        print(f"{count} records scored: {output}")
+        if jax.process_index() == 0:
+            print(f"{count} records scored: {output}")
 
     tyro.cli(parsed, prog="regjax predict", args=arguments)
 

@@ -19,6 +19,12 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
+def end_at_once() -> None:
+    """Gives SIGTERM its ordinary effect, where jax's preemption service waits for steps that do not come."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def watch() -> Iterator[Callable[[int], int]]:
     """Yields `stop(step)`: the signal after which this step is to be saved and be the last, or 0.
