@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 from safetensors.numpy import load_file
-
-from regjax import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,14 +49,27 @@ def arrays_of(workdir):
         for name, array in load_file(path).items():
             found[f"{path.parent.parent.name} model {name}"] = array
     for folder in sorted(workdir.glob("*/checkpoints")):
-        with checkpoint.open_manager(folder) as manager:
-            restored = manager.restore(
-                manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
-            )
-        for path, leaf in tree_leaves_with_path(restored["state"]):
-            name = f"{folder.parent.name} {manager.latest_step()} {keystr(path)}"
-            found[name] = np.asarray(leaf)
+        newest = max((path for path in folder.iterdir() if path.name.isdecimal()), key=step_of)
+        for name, array in arrays_of_checkpoint(newest).items():
+            found[f"{folder.parent.name} {newest.name} {name}"] = array
     return found
+
+
+def step_of(folder):
+    return int(folder.name)
+
+
+def arrays_of_checkpoint(folder):
+    """The arrays of a checkpoint by path, on however many devices and processes they were."""
+    here = SingleDeviceSharding(jax.devices()[0])
+    handler = ocp.StandardCheckpointHandler()
+    saved = handler.metadata(folder / "state").tree
+    abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), saved)
+    state = handler.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+    return {
+        keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in tree_leaves_with_path(state)
+    }
 
 
 FILES = ("*.json*", "tokenizer/*.json", "*/*.json*", "*/soft_prompt/**/*.*")
