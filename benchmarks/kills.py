@@ -118,9 +118,13 @@ class Job:
 
     def finish(self) -> None:
         self.process.wait(timeout=600)
-        self._reader.join()
+        self.close()
         if self.process.returncode:
             raise AssertionError(f"exit status {self.process.returncode}: {''.join(self.errors)}")
+
+    def close(self) -> None:
+        """Waits for the end of what the job says."""
+        self._reader.join()
 
 
 def newest(workdir: Path) -> dict[str, int]:
