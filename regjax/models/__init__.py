@@ -3,7 +3,7 @@
 from regjax.models.apply import Apply, Cache, from_function, split
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
-from regjax.models.hf import load, resolve, save
+from regjax.models.hf import load, load_config, resolve, save
 from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
 from regjax.models.prompt_files import PromptOrigin, load_prompt, save_prompt
 
@@ -19,6 +19,7 @@ __all__ = [
     "create_prompt",
     "from_function",
     "load",
+    "load_config",
     "load_prompt",
     "resolve",
     "save",
