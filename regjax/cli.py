@@ -4,12 +4,15 @@ import dataclasses
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from regjax import distributed, lifeline
 from regjax.data import Data
 from regjax.errors import InputError
+from regjax.preemption import Interrupted
 from regjax.recorder import TrainingStopped
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -24,8 +27,33 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 2 for bad input, 1 for a run that had to stop, 130 when interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Runs a command; returns its exit status.
+
+    It is 0, 2 for bad input, 1 for a run that had to stop, 130 and 143 for one that SIGINT and SIGTERM
+    stopped, and `distributed.CRASHED` for a process of a job of several that failed otherwise.
+    """
+    lifeline.hold()
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+    except Interrupted as error:
+        # All processes of a job have come here, at the same step.
+        _complain(str(error))
+        return 128 + error.signal
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(bool(error.code))
+        if not distributed.is_part():
+            raise
+    except Exception:
+        if not distributed.is_part():
+            raise
+        traceback.print_exc()
+        status = distributed.CRASHED
+    if status and distributed.is_part():
+        distributed.leave(status)
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else BAD_INPUT
@@ -39,10 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
         return BAD_INPUT
     try:
+        if name in OF_SEVERAL_PROCESSES and not {"-h", "--help"} & {*rest}:
+            distributed.initialize()
         COMMANDS[name](rest)
     except InputError as error:
         _complain(str(error))
         return BAD_INPUT
+    except Interrupted:
+        raise
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
@@ -305,6 +337,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def predict(arguments: Sequence[str]) -> None:
     """add score, distribution and grid mass to every record of a JSONL file"""
+    import jax
     import tyro
 
     from regjax.predict import predict as run
@@ -333,7 +366,8 @@ def predict(arguments: Sequence[str]) -> None:
             model, input, output, read_out=read_out, batch_size=batch_size,
             on_bad_record=on_bad_record, overwrite=overwrite,
         )  # fmt: skip
-        print(f"{count} records scored: {output}")
+        if jax.process_index() == 0:
+            print(f"{count} records scored: {output}")
 
     tyro.cli(parsed, prog="regjax predict", args=arguments)
 
@@ -405,6 +439,15 @@ def grid(arguments: Sequence[str]) -> None:
     tyro.cli(parsed, prog="regjax grid", args=arguments)
 
 
+def launch(arguments: Sequence[str]) -> None:
+    """start train or predict on several hosts, GPUs or processes"""
+    from regjax.launch.command import launch as run
+
+    status = run(arguments)
+    if status:
+        raise SystemExit(status)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
@@ -413,4 +456,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "plot": plot,
     "grid": grid,
+    "launch": launch,
 }
+
+OF_SEVERAL_PROCESSES = ("train", "predict")
+"""The commands whose work is dealt out over the processes of a job."""

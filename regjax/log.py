@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import jax
 
 from regjax.errors import InputError
 from regjax.files import write_text
+
+PROGRESS_SECONDS = 30
 
 
 class Log:
@@ -96,7 +100,8 @@ def _open_sink(name: str, workdir: Path) -> Sink:
 def progress(description: str, total: int | None, done: int = 0) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr where that is a terminal or a notebook, and nothing elsewhere.
 
-    Yields `advance(count=1, note="")`.
+    Of a job of several processes only the first shows it, as a line every `PROGRESS_SECONDS` where there
+    is no terminal. Yields `advance(count=1, note="")`.
     """
     from rich.console import Console
     from rich.progress import (
@@ -107,7 +112,9 @@ def progress(description: str, total: int | None, done: int = 0) -> Iterator[Cal
         TimeRemainingColumn,
     )
 
+    several, first = jax.process_count() > 1, jax.process_index() == 0
     console = Console(stderr=True)
+    shown = console.is_terminal or console.is_jupyter
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -115,13 +122,20 @@ def progress(description: str, total: int | None, done: int = 0) -> Iterator[Cal
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=jax.process_index() > 0 or not (console.is_terminal or console.is_jupyter),
+        disable=not (shown and first),
     )
     with bar:
         task = bar.add_task(description, total=total, completed=done, note="")
+        said = time.monotonic()
 
         def advance(count: int = 1, note: str = "") -> None:
+            nonlocal done, said
+            done += count
             bar.update(task, advance=count, note=note)
+            if several and first and not shown and time.monotonic() - said >= PROGRESS_SECONDS:
+                said = time.monotonic()
+                of = "" if total is None else f" of {total}"
+                print(f"{description}: {done}{of}  {note}".rstrip(), file=sys.stderr, flush=True)
 
         yield advance
 

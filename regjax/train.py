@@ -13,7 +13,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from regjax import adapting, checkpoint, compilation, optim, paths, prompting, sharding
+from regjax import (
+    adapting,
+    checkpoint,
+    compilation,
+    optim,
+    paths,
+    preemption,
+    prompting,
+    sharding,
+)
 from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
@@ -81,6 +90,7 @@ def train(
     Raises:
       InputError: for whatever is wrong with config, data or model, before any training.
       TrainingStopped: after `max_bad_steps` steps in a row that were not finite.
+      preemption.Interrupted: on SIGTERM or SIGINT, once the step was saved; a `KeyboardInterrupt`.
     """
     compilation.enable_cache()
     workdir = Path(workdir)
@@ -169,6 +179,7 @@ def _run_stage(
         ) as manager,
         progress(stage.name, stage.steps) as advance,
         contextlib.closing(profiler),
+        preemption.watch() as stop,
     ):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
         recorder = Recorder(
@@ -215,15 +226,22 @@ def _run_stage(
             step += 1
             recorder.add(step, metrics, batch, placed)
             profiler.after(step, recorder.flush)
-            last = step == stage.steps
+            last, signal = step == stage.steps, stop(step)
             report: dict[str, float] = {}
             if evaluation.has("validation") and (last or _due(step, stage.eval_every)):
                 recorder.flush()
                 report = evaluate(step)
-            if last or report or _due(step, experiment.checkpoint_every):
+            if last or report or signal or _due(step, experiment.checkpoint_every):
                 recorder.flush()
                 saved = {**position, "step": step, "recorder": recorder.state}
                 checkpoint.save(manager, step, state, saved, report)
+            if signal:
+                checkpoint.wait(manager)
+                raise preemption.Interrupted(
+                    f"stopped at step {step} of stage {stage.name!r}, which is saved; the same "
+                    "command goes on from there",
+                    signal,
+                )
         checkpoint.wait(manager)
 
         # result

@@ -7,12 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 from safetensors.numpy import load_file
 
-from regjax import checkpoint
 from regjax.log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,13 +52,9 @@ def arrays_of(workdir):
         for name, array in load_file(path).items():
             found[f"{path.parent.parent.name} model {name}"] = array
     for folder in sorted(workdir.glob("*/checkpoints")):
-        with checkpoint.open_manager(folder) as manager:
-            restored = manager.restore(
-                manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
-            )
-        for path, leaf in tree_leaves_with_path(restored["state"]):
-            name = f"{folder.parent.name} {manager.latest_step()} {keystr(path)}"
-            found[name] = np.asarray(leaf)
+        newest = max((path for path in folder.iterdir() if path.name.isdecimal()), key=step_of)
+        for name, array in arrays_of_checkpoint(newest).items():
+            found[f"{folder.parent.name} {newest.name} {name}"] = array
     return found
 
 
@@ -70,11 +67,36 @@ def log_of(workdir):
     return json.dumps(lines)
 
 
+def step_of(folder):
+    return int(folder.name)
+
+
+def arrays_of_checkpoint(folder):
+    """The arrays of a checkpoint by path, on however many devices and processes they were."""
+    here = SingleDeviceSharding(jax.devices()[0])
+    handler = ocp.StandardCheckpointHandler()
+    saved = handler.metadata(folder / "state").tree
+    abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), saved)
+    state = handler.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+    return {
+        keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in tree_leaves_with_path(state)
+    }
+
+
 FILES = ("*.json*", "tokenizer/*.json", "*/*.json*", "*/soft_prompt/**/*.*", "*/lora/*.*")
 
 
 def assert_same_runs(workdir, undisturbed):
-    """The same files, and the same bits in every array and in every file of figures, answers and prompts."""
+    """The same files with the same bits."""
+    assert_same_bits(workdir, undisturbed)
+    held = [{p.relative_to(w) for p in w.rglob("*")} for w in (workdir, undisturbed)]
+    # Orbax names its data files by chance.
+    assert not {path for path in held[0] - held[1] if "/d/" not in str(path)}
+
+
+def assert_same_bits(workdir, undisturbed):
+    """The same bits in every array and in every file of figures, answers and prompts."""
     expected, found = arrays_of(undisturbed), arrays_of(workdir)
     assert expected.keys() == found.keys()
     for name, array in expected.items():
@@ -88,6 +110,3 @@ def assert_same_runs(workdir, undisturbed):
             assert log_of(workdir) == log_of(undisturbed)
         else:
             assert (workdir / path).read_bytes() == (undisturbed / path).read_bytes(), path
-    held = [{p.relative_to(w) for p in w.rglob("*")} for w in (workdir, undisturbed)]
-    # Orbax names its data files by chance.
-    assert not {path for path in held[0] - held[1] if "/d/" not in str(path)}

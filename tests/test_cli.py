@@ -19,7 +19,7 @@ from tests.small_experiment import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "tests" / "small_experiment.py")
-COMMANDS = ("train", "eval", "predict", "export", "plot", "grid")
+COMMANDS = ("train", "eval", "predict", "export", "plot", "grid", "launch")
 
 
 def call(capsys, *arguments):
@@ -45,9 +45,9 @@ def refused(capsys, *arguments):
 def test_overview(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines() if line.startswith("  ")][:6] == [
-        *COMMANDS
-    ]
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("  ")][
+        : len(COMMANDS)
+    ] == [*COMMANDS]
     assert call(capsys) == (2, out, "")
 
 

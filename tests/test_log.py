@@ -94,3 +94,18 @@ def test_table_and_progress(capsys):
         advance(2, note="loss 1")
         advance()
     assert capsys.readouterr() == ("", "")
+
+
+def test_of_several_processes_the_first_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    for seconds, process, expected in (
+        (0, 0, "x: 7 of 9  loss 1\nx: 8 of 9\n"),
+        (0, 1, ""),
+        (100, 0, ""),
+    ):
+        monkeypatch.setattr("regjax.log.PROGRESS_SECONDS", seconds)
+        monkeypatch.setattr("jax.process_index", lambda process=process: process)
+        with progress("x", 9, 5) as advance:
+            advance(2, note="loss 1")
+            advance()
+        assert capsys.readouterr() == ("", expected)

@@ -1,0 +1,1 @@
+"""`regjax launch`: one command that starts a job of several processes, and starts it again."""
