@@ -21,9 +21,11 @@ from jax.typing import ArrayLike
 
 from regjax.losses.divergence import (
     Divergence,
+    check_beta,
     check_temperature,
     class_labels,
     divergence,
+    kl_of_logits,
     student_and_teacher,
     zero_unless,
 )
@@ -103,12 +105,17 @@ def distillation(
     0.2367
     """
     check_temperature(temperature)
+    check_beta(beta)
     student, teacher, where = student_and_teacher(
         student, teacher, where, teacher_gradient=teacher_gradient
     )
     student, teacher = student / temperature, teacher / temperature
     if kind == "cross_entropy":
         losses = optax.losses.safe_softmax_cross_entropy(student, jax.nn.softmax(teacher))
+    elif kind == "forward":
+        losses = kl_of_logits(teacher, student)
+    elif kind == "reverse":
+        losses = kl_of_logits(student, teacher)
     else:
         losses = divergence(jax.nn.log_softmax(student), jax.nn.log_softmax(teacher), kind, beta)
     if squared_temperature:

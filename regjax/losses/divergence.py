@@ -27,8 +27,7 @@ def divergence(
     terms cancel: of a divergence below 1e-7, as at high temperatures, float32 keeps no digit, and
     log-probabilities of -inf give NaN.
     """
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"beta must lie in [0, 1]; got {beta}")
+    check_beta(beta)
     impossible = (log_student == -jnp.inf) & (log_teacher == -jnp.inf)
     ratio = jnp.where(impossible, 0.0, log_teacher) - jnp.where(impossible, 0.0, log_student)
     student, teacher = jnp.exp(log_student), jnp.exp(log_teacher)
@@ -48,6 +47,34 @@ def divergence(
     if kind == "reverse":
         return jnp.sum(_kl_terms(student, teacher, -ratio), axis=-1)
     raise ValueError(f"kind must be 'forward', 'reverse', 'jensen_shannon' or 'skew'; got {kind!r}")
+
+
+@jax.custom_jvp
+def kl_of_logits(first: jax.Array, second: jax.Array) -> jax.Array:
+    """KL(q || p) `[...]`, as `divergence`, with q and p the softmaxes of two arrays `[..., K]`.
+
+    Its derivatives are q (log q - log p - KL) and p - q: nothing of a term has to be kept for them.
+    """
+    return divergence(jax.nn.log_softmax(second), jax.nn.log_softmax(first), "forward", 0.5)
+
+
+def _by_first(
+    tangent: jax.Array, losses: jax.Array, first: jax.Array, second: jax.Array
+) -> jax.Array:
+    log_q, log_p = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+    q = jnp.exp(log_q)
+    slopes = jnp.where(q > 0.0, q * (log_q - log_p - losses[..., None]), 0.0)
+    return jnp.sum(slopes * tangent, axis=-1)
+
+
+def _by_second(
+    tangent: jax.Array, losses: jax.Array, first: jax.Array, second: jax.Array
+) -> jax.Array:
+    q, p = jnp.exp(jax.nn.log_softmax(first)), jnp.exp(jax.nn.log_softmax(second))
+    return jnp.sum((p - q) * tangent, axis=-1)
+
+
+kl_of_logits.defjvps(_by_first, _by_second)
 
 
 def student_and_teacher(
@@ -95,6 +122,11 @@ def class_labels(labels: ArrayLike, shape: tuple[int, ...], size: int) -> jax.Ar
     if labels.shape != shape:
         raise ValueError(f"labels have shape {labels.shape}; expected {shape}")
     return jnp.where(labels < 0, size, labels.astype(jnp.int32))
+
+
+def check_beta(beta: float) -> None:
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta must lie in [0, 1]; got {beta}")
 
 
 def check_temperature(temperature: ArrayLike) -> None:
