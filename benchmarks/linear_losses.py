@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary: from hidden states in tiles, against logits held whole.
+"""Cross-entropy over a large vocabulary: from hidden states in blocks, against logits held whole.
 
 Value and gradients of both arrays. The ways take turns; printed are medians, and ratios to the first.
 
@@ -28,19 +28,19 @@ def ways(given: argparse.Namespace) -> dict[str, Callable[..., jax.Array]]:
     random = np.random.default_rng(2)
     labels = jnp.asarray(random.integers(0, given.vocabulary, given.rows))
     half = jnp.asarray(random.permutation(given.rows) < given.rows // 2)
-    tiles = {"chunk": given.chunk, "block": given.block}
+    sizes = {"chunk": given.chunk, "block": given.block}
     found: dict[str, Callable[..., jax.Array]] = {
         "logits": lambda h, w, *_: token_cross_entropy(h @ w, labels),
-        "tiles": lambda h, w, *_: linear_cross_entropy(h, w, labels, **tiles),
+        "blocks": lambda h, w, *_: linear_cross_entropy(h, w, labels, **sizes),
         "logits, half the rows": lambda h, w, *_: token_cross_entropy(h @ w, labels, where=half),
-        "tiles, half the rows": lambda h, w, *_: linear_cross_entropy(
-            h, w, labels, where=half, **tiles
+        "blocks, half the rows": lambda h, w, *_: linear_cross_entropy(
+            h, w, labels, where=half, **sizes
         ),
     }
     if given.distillation:
         found |= {
             "distillation, logits": lambda h, w, th, tw: distillation(h @ w, th @ tw),
-            "distillation, tiles": lambda *both: linear_distillation(*both, **tiles),
+            "distillation, blocks": lambda *both: linear_distillation(*both, **sizes),
         }
     return found
 
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--distillation", action="store_true", help="a teacher of that size, too")
     given = parser.parse_args()
+    before = os.getloadavg()[0]
     # The teacher's as arguments: the products of constants would be made by the compiler.
     both = *arrays(given, 0), *(arrays(given, 1) if given.distillation else ())
     steps, memory = {}, {}
@@ -78,17 +79,17 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
     print(
         f"{jax.devices()[0].device_kind}, V={given.vocabulary}, D={given.width}, "
-        f"{given.rows} rows, tiles of {given.block} by {given.chunk}, float32; "
-        f"load of the machine {os.getloadavg()[0]:.1f}"
+        f"{given.rows} rows, blocks of {given.block} rows, chunks of {given.chunk} columns, float32; "
+        f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after\n"
     )
-    print("| value and gradients | time | of logits | of tiles | temporary memory | of logits |")
+    print("| value and gradients | time | of logits | of blocks | temporary memory | of logits |")
     print("|---|---:|---:|---:|---:|---:|")
     median = {name: statistics.median(found) for name, found in times.items()}
     for name, seconds in median.items():
         base = "distillation, " if name.startswith("distillation") else ""
-        logits, tiles = median[f"{base}logits"], median[f"{base}tiles"]
+        logits, blocks = median[f"{base}logits"], median[f"{base}blocks"]
         print(
-            f"| {name} | {seconds:.2f} s | {seconds / logits:.2f} | {seconds / tiles:.2f} | "
+            f"| {name} | {seconds:.2f} s | {seconds / logits:.2f} | {seconds / blocks:.2f} | "
             f"{memory[name] / 1e6:.0f} MB | 1/{memory[f'{base}logits'] / memory[name]:.1f} |"
         )
 

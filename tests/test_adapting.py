@@ -62,9 +62,9 @@ def last_state(workdir, stage):
 def trained(workdir, stage):
     """The parameters in a stage's last checkpoint, by path."""
     return {
-        re.fullmatch(r"\['params'\]\['(.*)'\]", name)[1]: array
+        name.removeprefix("params/"): array
         for name, array in last_state(workdir, stage).items()
-        if name.startswith("['params']")
+        if name.startswith("params/")
     }
 
 

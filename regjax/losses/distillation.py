@@ -19,8 +19,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from regjax.losses.checks import check_temperature, class_labels, floating, zero_unless
-from regjax.losses.divergence import Divergence, divergence, student_and_teacher
+from regjax.losses.checks import (
+    check_range,
+    check_temperature,
+    class_labels,
+    floating,
+    zero_unless,
+)
+from regjax.losses.divergence import Divergence, divergence, kl_of_logits, student_and_teacher
 from regjax.losses.tokens import token_cross_entropy
 
 
@@ -99,12 +105,17 @@ def distillation(
     0.2367
     """
     check_temperature(temperature)
+    check_range(beta, "beta", 0.0, 1.0)
     student, teacher, where = student_and_teacher(
         student, teacher, where, teacher_gradient=teacher_gradient
     )
     student, teacher = student / temperature, teacher / temperature
     if kind == "cross_entropy":
         losses = optax.losses.safe_softmax_cross_entropy(student, jax.nn.softmax(teacher))
+    elif kind == "forward":
+        losses = kl_of_logits(teacher, student)
+    elif kind == "reverse":
+        losses = kl_of_logits(student, teacher)
     else:
         losses = divergence(jax.nn.log_softmax(student), jax.nn.log_softmax(teacher), kind, beta)
     if squared_temperature:

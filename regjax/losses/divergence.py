@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from regjax.losses.checks import floating, mask_of_shape, zero_unless
+from regjax.losses.checks import check_range, floating, mask_of_shape, zero_unless
 
 Divergence: TypeAlias = Literal["forward", "reverse", "jensen_shannon", "skew"]
 
@@ -27,8 +27,7 @@ def divergence(
     terms cancel: of a divergence below 1e-7, as at high temperatures, float32 keeps no digit, and
     log-probabilities of -inf give NaN.
     """
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"beta must lie in [0, 1]; got {beta}")
+    check_range(beta, "beta", 0.0, 1.0)
     impossible = (log_student == -jnp.inf) & (log_teacher == -jnp.inf)
     ratio = jnp.where(impossible, 0.0, log_teacher) - jnp.where(impossible, 0.0, log_student)
     student, teacher = jnp.exp(log_student), jnp.exp(log_teacher)
@@ -48,6 +47,34 @@ def divergence(
     if kind == "reverse":
         return jnp.sum(_kl_terms(student, teacher, -ratio), axis=-1)
     raise ValueError(f"kind must be 'forward', 'reverse', 'jensen_shannon' or 'skew'; got {kind!r}")
+
+
+@jax.custom_jvp
+def kl_of_logits(first: jax.Array, second: jax.Array) -> jax.Array:
+    """KL(q || p) `[...]`, as `divergence`, with q and p the softmaxes of two arrays `[..., K]`.
+
+    Its derivatives are q (log q - log p - KL) and p - q: nothing of a term has to be kept for them.
+    """
+    return divergence(jax.nn.log_softmax(second), jax.nn.log_softmax(first), "forward", 0.5)
+
+
+def _by_first(
+    tangent: jax.Array, losses: jax.Array, first: jax.Array, second: jax.Array
+) -> jax.Array:
+    log_q, log_p = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+    q = jnp.exp(log_q)
+    slopes = jnp.where(q > 0.0, q * (log_q - log_p - losses[..., None]), 0.0)
+    return jnp.sum(slopes * tangent, axis=-1)
+
+
+def _by_second(
+    tangent: jax.Array, losses: jax.Array, first: jax.Array, second: jax.Array
+) -> jax.Array:
+    q, p = jnp.exp(jax.nn.log_softmax(first)), jnp.exp(jax.nn.log_softmax(second))
+    return jnp.sum((p - q) * tangent, axis=-1)
+
+
+kl_of_logits.defjvps(_by_first, _by_second)
 
 
 def student_and_teacher(

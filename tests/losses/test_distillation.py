@@ -269,6 +269,15 @@ def test_torch_has_the_same_divergences():
     np.testing.assert_allclose(distillation(student, teacher, kind="cross_entropy"), soft, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_memory_is_that_of_the_distributions(kind):
+    """Of both, shifted logits and probabilities; a gradient of each part of a term takes more."""
+    array = jax.ShapeDtypeStruct((256, 8192), jnp.float32)
+    graded = jax.jit(jax.value_and_grad(lambda s, t: distillation(s, t, kind=kind).mean()))
+    found = graded.lower(array, array).compile().memory_analysis().temp_size_in_bytes
+    assert found < 4.1 * 256 * 8192 * 4
+
+
 def test_the_temperature_may_be_a_schedule_of_the_step():
     found = jax.jit(lambda t: distillation(F, T, temperature=t))(jnp.float32(4.0))
     close(found, 0.1745196389)
