@@ -60,7 +60,10 @@ def keep_parameters(run: Prepared, ready: PreparedStage, params: Parameters, fol
     if ready.base_model and lora is not None:
         frozen = {path: leaf for path, leaf in model.items() if not adapting.is_adapter(path)}
         belongs = LoraOrigin(source, int(checkpoint.checksum(frozen)))
-        adapters = {path: sharding.fetch(model[path]) for path in model.keys() - frozen.keys()}
+        # In one order on every process: they fetch together.
+        adapters = {
+            path: sharding.fetch(leaf) for path, leaf in model.items() if path not in frozen
+        }
         if first:
             with new_folder(folder / LORA) as kept:
                 write_lora(kept, paths.unflatten(adapters)[LORA], lora, run.config, belongs)

@@ -35,7 +35,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 
 from regjax.losses.checks import class_labels, mask_of_shape, zero_unless
@@ -61,7 +61,7 @@ def linear_cross_entropy(
     where: ArrayLike | None = None,
     chunk: int = CHUNK,
     block: int = BLOCK,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     axis: str = "tensor",
 ) -> jax.Array:
     """Softmax cross-entropy with integer labels, `token_cross_entropy(hidden @ head, labels)`.
@@ -132,7 +132,7 @@ def linear_cross_entropy_and_hits(
     where: ArrayLike | None = None,
     chunk: int = CHUNK,
     block: int = BLOCK,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     axis: str = "tensor",
 ) -> tuple[jax.Array, jax.Array]:
     """`linear_cross_entropy`, and whether the label is the most probable class, from the same logits.
@@ -207,7 +207,7 @@ def linear_grid_log_probs(
     where: ArrayLike | None = None,
     chunk: int = CHUNK,
     block: int = BLOCK,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     axis: str = "tensor",
 ) -> jax.Array:
     """Log-probability of every value of a grid of single tokens, under the whole softmax.
@@ -272,7 +272,7 @@ def linear_expected_score(
     where: ArrayLike | None = None,
     chunk: int = CHUNK,
     block: int = BLOCK,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     axis: str = "tensor",
 ) -> jax.Array:
     """Expected score, `expected_score(hidden @ head, codec)`: the prediction of RAFT.

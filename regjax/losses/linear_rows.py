@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
@@ -20,7 +20,7 @@ class Layout(NamedTuple):
 
     chunk: int
     block: int
-    mesh: Mesh | None
+    mesh: Mesh | AbstractMesh | None
     axis: str
     """Of the mesh, over which the vocabulary is dealt out; the rows are over all others."""
 

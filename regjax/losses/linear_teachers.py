@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 
 from regjax.losses.checks import check_temperature, mask_of_shape
@@ -37,7 +37,7 @@ def linear_distillation(
     where: ArrayLike | None = None,
     chunk: int = CHUNK,
     block: int = BLOCK,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     axis: str = "tensor",
 ) -> jax.Array:
     """Divergence of the student from a teacher of which there are hidden states and a head.
@@ -114,7 +114,7 @@ def linear_top_k_distillation(
     where: ArrayLike | None = None,
     chunk: int = CHUNK,
     block: int = BLOCK,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     axis: str = "tensor",
 ) -> jax.Array:
     """Divergence of the student from a cached teacher of k tokens and a tail.
