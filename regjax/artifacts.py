@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from regjax import adapting, checkpoint, models, paths, prompting
+from regjax import adapting, checkpoint, models, paths, prompting, sharding
 from regjax.data import task_template
 from regjax.files import new_folder
 from regjax.models.lora import LORA
@@ -29,40 +31,49 @@ def keep_parameters(run: Prepared, ready: PreparedStage, params: Parameters, fol
     that is written adapters are merged. A model that the caller brought goes into
     `params.safetensors`, adapters beside it.
     """
+    first = jax.process_index() == 0
     if run.config is None:
-        checkpoint.save_params(folder, params)
+        whole: dict[str, Any] = {path: sharding.fetch(leaf) for path, leaf in params.items()}
+        if first:
+            checkpoint.save_params(folder, whole)
         return
     model = {path: leaf for path, leaf in params.items() if not prompting.is_prompt(path)}
-    first = f"../{SOFT_PROMPT}/{ready.tasks[0].name}" if ready.prompts else ""
-    lora = ready.stage.lora
-    if ready.prompts:
+    lora, source = ready.stage.lora, run.experiment.model or run.experiment.name
+    beside = f"../{SOFT_PROMPT}/{ready.tasks[0].name}" if ready.prompts else ""
+    origins = {
+        name: prompting.origin(
+            prompt.shape[1],
+            run.config,
+            run.tokenizer,
+            model,
+            name=source,
+            after_bos=prompt.config.after_bos,
+        )
+        for name, prompt in ready.prompts.items()
+    }
+    if first and origins:
         with new_folder(folder / SOFT_PROMPT) as prompts:
-            for name, source in ready.prompts.items():
-                prompt = params[prompting.path_of(name)]
-                origin = prompting.origin(
-                    prompt.shape[1],
-                    run.config,
-                    run.tokenizer,
-                    model,
-                    name=run.experiment.model or run.experiment.name,
-                    after_bos=source.config.after_bos,
-                )
-                save_prompt(prompts / name, prompt, origin)
+            for name, origin in origins.items():
+                save_prompt(prompts / name, params[prompting.path_of(name)], origin)
             if ready.base_model and lora is None:
                 _save_reader(run, ready, prompts, ready.tasks[0].name)
     if ready.base_model and lora is not None:
-        beside = {path: leaf for path, leaf in model.items() if not adapting.is_adapter(path)}
-        name = run.experiment.model or run.experiment.name
-        belongs = LoraOrigin(name, int(checkpoint.checksum(beside)))
-        with new_folder(folder / LORA) as kept:
-            write_lora(kept, paths.unflatten(model)[LORA], lora, run.config, belongs)
-            _save_reader(run, ready, kept, first, lora=".")
-    if not ready.base_model:
-        whole = model if lora is None else adapting.merged(model, lora)
-        with new_folder(folder / "model") as kept:
-            models.save(kept, run.config, paths.unflatten(whole))
+        frozen = {path: leaf for path, leaf in model.items() if not adapting.is_adapter(path)}
+        belongs = LoraOrigin(source, int(checkpoint.checksum(frozen)))
+        adapters = {p: sharding.fetch(leaf) for p, leaf in model.items() if p not in frozen}
+        if first:
+            with new_folder(folder / LORA) as kept:
+                write_lora(kept, paths.unflatten(adapters)[LORA], lora, run.config, belongs)
+                _save_reader(run, ready, kept, beside, lora=".")
+    if ready.base_model:
+        return
+    merged = model if lora is None else adapting.merged(model, lora)
+    target = folder / "model"
+    with new_folder(target) if first else contextlib.nullcontext(target) as kept:
+        models.save(kept, run.config, paths.unflatten(merged))
+        if first:
             run.tokenizer.save_pretrained(str(kept))
-            _save_reader(run, ready, kept, first)
+            _save_reader(run, ready, kept, beside)
 
 
 def _save_reader(

@@ -14,6 +14,7 @@ from regjax.files import write_json
 from regjax.models import DecoderConfig
 from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
+from regjax.sharding import MeshShape
 from regjax.stages import ResolvedStage, Stage, check_stages, trainable_of
 
 MAIN = "main"
@@ -84,6 +85,9 @@ class Experiment:
 
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite after which the run stops."""
+
+    mesh: MeshShape = MeshShape()
+    """How the devices are arranged; by default each has all parameters and its share of the rows."""
 
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where numbers go besides `log.jsonl`; each needs the extra of its name."""

@@ -11,15 +11,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from regjax import adapting, models, optim, paths, prompting
+from regjax import adapting, optim, paths, prompting, sharding
 from regjax import data as data_module
 from regjax.adapting import Adapters
 from regjax.data import SPLITS, Batches, Examples, Task, load_task, task_codec
 from regjax.data.bad_records import Unusable, number
+from regjax.data.rows import round_up
 from regjax.errors import InputError
 from regjax.experiment import Experiment
 from regjax.files import new_folder, write_json
+from regjax.initial import Model, initial_model
 from regjax.models import Apply, DecoderConfig
 from regjax.models.prompt import with_prompts
 from regjax.probes import Load, PreparedProbe, Setting
@@ -35,8 +38,6 @@ SELECTABLE = ("rmse", "mae", *SCORES_LARGEST_WINS)
 """Figures of a read-out by which `Stage.select` can choose a checkpoint (and `crps` of the distribution)."""
 
 TRAINED_WITH = "trained_with.json"
-
-Model = tuple[Apply, dict[str, jax.Array], DecoderConfig | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,16 @@ class Prepared:
     config: DecoderConfig | None
     """None for a model that the caller brought."""
     params: dict[str, jax.Array]
-    """Initial parameters by path."""
+    """Initial parameters by path, each where it lives; without weights, `jax.ShapeDtypeStruct`s."""
+    mesh: Mesh
+    """All devices."""
+    rules: sharding.Rules
+    """Where parameters live on the mesh."""
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows scored at once: the experiment's, rounded up to what divides among the devices."""
+        return _eval_rows(self.experiment, self.mesh)
 
     @property
     def reported_split(self) -> str:
@@ -94,9 +104,21 @@ class Prepared:
 
 
 def prepare(
-    experiment: Experiment, workdir: Path, model: tuple[Apply, Any] | None = None
+    experiment: Experiment,
+    workdir: Path,
+    model: tuple[Apply, Any] | None = None,
+    *,
+    mesh: Mesh | None = None,
+    weights: bool = True,
 ) -> Prepared:
     """Reads tokenizer, data and model. Records that cannot be used are listed in `bad_records.jsonl`.
+
+    Args:
+      experiment: what to prepare.
+      workdir: of the run.
+      model: `(apply, params)` in place of the experiment's.
+      mesh: in place of one of the experiment's shape over the devices at hand.
+      weights: False: no parameter is made or read, `params` are shapes with shardings.
 
     Raises:
       InputError: for whatever cannot be used, with its place and what to do.
@@ -111,24 +133,29 @@ def prepare(
     read = [_read(task, load) for task in trained_on]
     bad = [record for split in read for one in _present(split) for record in one.bad]
     listed = workdir / "bad_records.jsonl"
-    if bad:
-        data_module.write_bad_records(listed, bad)
-    else:
-        listed.unlink(missing_ok=True)
-    rows = experiment.batch_size // experiment.accumulation
-    if rows % jax.device_count():
+    if jax.process_index() == 0:
+        if bad:
+            data_module.write_bad_records(listed, bad)
+        else:
+            listed.unlink(missing_ok=True)
+    mesh = sharding.make_mesh(experiment.mesh) if mesh is None else mesh
+    rows, parts = experiment.batch_size // experiment.accumulation, sharding.row_parts(mesh)
+    if rows % parts:
         raise InputError(
             f"batch_size {experiment.batch_size} in {experiment.accumulation} micro-batches is {rows} "
-            f"rows each, which do not divide among {jax.device_count()} devices"
+            f"rows each, which do not divide among {parts} devices"
         )
-    apply, params, config = _model(experiment, tokenizer, model)
+    apply, params, config = initial_model(experiment, tokenizer, model, mesh, weights=weights)
     ready: list[PreparedStage] = []
     for stage, its_tasks in zip(stages, tasks, strict=True):
         model_of = (apply, params, config)
-        ready.append(_prepare_stage(experiment, stage, its_tasks, tokenizer, load, model_of, ready))
+        ready.append(
+            _prepare_stage(experiment, stage, its_tasks, tokenizer, load, model_of, mesh, ready)
+        )
         _check_stage(ready[-1], params)
         _check_objective(experiment, ready[-1], params)
-    run = Prepared(experiment, tuple(ready), tokenizer, config, params)
+    rules = sharding.rules_for(config, mesh)
+    run = Prepared(experiment, tuple(ready), tokenizer, config, params, mesh, rules)
     if run.reported_split and experiment.reference_field:
         reference(run)  # raises
     return run
@@ -153,6 +180,7 @@ def _prepare_stage(
     tokenizer: Any,
     load: Load,
     model: Model,
+    mesh: Mesh,
     before: Sequence[PreparedStage],
 ) -> PreparedStage:
     apply, params, config = model
@@ -184,7 +212,7 @@ def _prepare_stage(
         decisions=_decisions(stage, codec),
     )
     setting = Setting(
-        resolved, prompted, tokenizer, experiment.task, experiment.eval_batch_size, load
+        resolved, prompted, tokenizer, experiment.task, _eval_rows(experiment, mesh), load, mesh
     )
     return PreparedStage(
         stage=resolved,
@@ -198,6 +226,10 @@ def _prepare_stage(
         base_model=prompting.base_model(experiment, stage, start, params),
         probes={probe.name: probe.prepare(setting) for probe in stage.probes},
     )
+
+
+def _eval_rows(experiment: Experiment, mesh: Mesh) -> int:
+    return round_up(experiment.eval_batch_size, sharding.row_parts(mesh))
 
 
 def start_of(stage: ResolvedStage, before: Sequence[PreparedStage]) -> PreparedStage | None:
@@ -381,49 +413,6 @@ def _read(task: Task, load: Load) -> Splits:
     train, validation, test = (load(task, split) for split in SPLITS)
     assert train is not None
     return Splits(train, validation, test)
-
-
-def _model(experiment: Experiment, tokenizer: Any, given: tuple[Apply, Any] | None) -> Model:
-    if given is not None:
-        function, params = given
-        apply = function if isinstance(function, Apply) else models.from_function(function)
-        _check_vocabulary(apply, params, tokenizer)
-        return apply, paths.flatten(params), None
-    if experiment.model:
-        choices = experiment.architecture
-        module = models.load(
-            experiment.model,
-            compute_dtype=choices.dtype,
-            rematerialisation=choices.rematerialisation,
-            scan_layers=choices.scan_layers,
-        )
-    else:
-        config = dataclasses.replace(
-            experiment.architecture, vocabulary_size=_padded(len(tokenizer))
-        )
-        module = models.create(config, experiment.seed)
-    config = module.config
-    if len(tokenizer) > config.vocabulary_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocabulary_size}: "
-            "give the model's own tokenizer"
-        )
-    apply, params = models.split(module)
-    return apply, paths.flatten(params), config
-
-
-def _check_vocabulary(apply: Apply, params: Any, tokenizer: Any) -> None:
-    shape = jax.ShapeDtypeStruct((1, 8), np.int32)
-    logits = jax.eval_shape(lambda params, tokens: apply(params, tokens), params, shape)
-    if logits.ndim != 3 or logits.shape[-1] < len(tokenizer):
-        raise InputError(
-            f"the model's logits have shape {logits.shape} for tokens {shape.shape}; expected "
-            f"[B, L, V] with V at least {len(tokenizer)}, the tokenizer's size"
-        )
-
-
-def _padded(size: int, multiple: int = 64) -> int:
-    return -(-size // multiple) * multiple
 
 
 def fingerprint(examples: Examples) -> str:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from jax.sharding import Mesh, NamedSharding
 
 from regjax import paths
 from regjax.data import Data, Task
@@ -19,6 +20,7 @@ from regjax.models import Apply
 from regjax.models.lora import LORA, Lora
 from regjax.models.prompt import SOFT_PROMPT, SoftPrompt
 from regjax.optim import Optimizer
+from regjax.sharding import follow, known_inside, replicated
 from regjax.token_grid import TokenGrid
 
 PREVIOUS, INITIAL = "previous", "initial"
@@ -179,24 +181,57 @@ def _is_folder_name(name: str) -> bool:
 
 
 def init_state(
-    params: Mapping[str, jax.Array], optimizer: optax.GradientTransformation, sharding
+    params: Mapping[str, jax.Array], optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
     """The state before the first step; the parameters are copied, so donating it leaves `params` alone.
 
     The optimizer's moments are float32 whatever the type of the parameters.
     """
+    return jax.jit(_initial(optimizer), out_shardings=sharding)(dict(params))
 
+
+def abstract_state(
+    params: Mapping[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The shapes of `init_state`'s result and where they live; computes nothing.
+
+    `params` are arrays or `jax.ShapeDtypeStruct`s with a sharding each on `mesh`. What the optimizer
+    keeps of a parameter lives where the parameter does, see `regjax.sharding.follow`.
+    """
+    shapes = jax.eval_shape(_initial(optimizer), dict(params))
+
+    def placed(keys: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        path = next(
+            (key.key for key in reversed(keys) if getattr(key, "key", None) in params), None
+        )
+        where = (
+            replicated(mesh) if path is None else follow(leaf, params[path], params[path].sharding)
+        )
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map_with_path(placed, shapes)
+
+
+def sharding_of(state: TrainState) -> TrainState:
+    """The `NamedSharding` of every array of a state, or of an abstract one."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def _initial(optimizer: optax.GradientTransformation) -> Callable[[Any], TrainState]:
     def init(params):
         # `astype` makes weak types strong: what the step returns is strong, and would be compiled anew.
         params = jax.tree.map(lambda leaf: jnp.copy(leaf).astype(leaf.dtype), params)
         return TrainState(params, optimizer.init(_float32(params)), jnp.zeros((), jnp.int32))
 
-    return jax.jit(init, out_shardings=sharding)(dict(params))
+    return init
 
 
 def _float32(tree):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
+
+Sharding: TypeAlias = NamedSharding | TrainState
+"""Of a state: one for all of it, or one for each array."""
 
 Update = Callable[[TrainState, Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]
 
@@ -208,7 +243,7 @@ def make_update(
     codec: TokenGrid | None,
     *,
     seed: int,
-    sharding,
+    sharding: Sharding,
 ) -> Update:
     """The compiled step `(state, frozen, batch) -> (state, metrics)`.
 
@@ -220,7 +255,11 @@ def make_update(
 
     `metrics` are `[2]`, sum and weight, of every entry of the objective, of `gradient_norm` (before
     clipping) and of `bad`. `state` is donated, `frozen` is not.
+
+    The state stays where `sharding` says: one for all of it, or one for each array (`sharding_of`). The
+    objective sees arrays of the whole batch, and finds their mesh by `regjax.sharding.current_mesh()`.
     """
+    mesh = jax.tree.leaves(sharding)[0].mesh
 
     def loss_sum(params, frozen, batch, key):
         sums = objective(model, paths.unflatten({**frozen, **params}), batch, key, codec)
@@ -269,4 +308,9 @@ def make_update(
         metrics = {name: jnp.stack(pair) for name, pair in metrics.items()}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(sharding, sharding))
+    def on_mesh(state: TrainState, frozen, batch):
+        with known_inside(mesh):
+            return update(state, frozen, batch)
+
+    everywhere = replicated(mesh)
+    return jax.jit(on_mesh, donate_argnums=0, out_shardings=(sharding, everywhere))

@@ -8,13 +8,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from regjax import adapting, checkpoint, compilation, optim, paths, prompting, sharding
 from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
 from regjax.files import write_json
-from regjax.log import Log, progress
+from regjax.log import Log, print_table, progress
 from regjax.models import Apply
 from regjax.prepare import (
     LARGEST_WINS,
@@ -32,7 +34,14 @@ from regjax.results import (
     results_table,
     text_table,
 )
-from regjax.stages import INITIAL, PREVIOUS, init_state, make_update
+from regjax.stages import (
+    INITIAL,
+    PREVIOUS,
+    abstract_state,
+    init_state,
+    make_update,
+    sharding_of,
+)
 
 Parameters = Mapping[str, jax.Array]
 
@@ -42,12 +51,14 @@ def train(
     workdir: str | Path,
     *,
     model: tuple[Apply, Any] | None = None,
+    mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs the experiment's stages in `workdir` and returns what is written to its `results.json`.
 
     A run that was killed goes on from its last checkpoint when started again with the same arguments,
-    and ends with the same bits as one that was not (on the same devices).
+    and ends with the same bits as one that was not (on the same devices). Over several processes
+    (`jax.distributed`) all call this with the same arguments and share `workdir`; the first writes.
 
     Args:
       experiment: what to run.
@@ -56,6 +67,7 @@ def train(
         `Apply` or a function `(params, tokens [B, L]) -> logits [B, L, V]` such as a Linen
         `module.apply`, see `regjax.models.from_function`. No model folder is written for it;
         `regjax.checkpoint.load_params(workdir, stage)` gives what a stage ended with.
+      mesh: in place of one of the experiment's shape over all devices, see `regjax.sharding.make_mesh`.
       quiet: print no table.
 
     Raises:
@@ -67,10 +79,18 @@ def train(
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; give a folder")
     workdir.mkdir(parents=True, exist_ok=True)
-    run = prepare(experiment, workdir, model)
+    run = prepare(experiment, workdir, model, mesh=mesh)
     log = Log(workdir, experiment.loggers)
-    save_tokenizer(run, workdir)
-    write_config(experiment, workdir / "config.json")
+    first = jax.process_index() == 0
+    if first:
+        save_tokenizer(run, workdir)
+        write_config(experiment, workdir / "config.json")
+    if first and run.mesh.size > 1 and not quiet:
+        shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        print_table(
+            f"{experiment.name}: parameters on {run.mesh.size} devices ({shape})",
+            sharding.table(run.params, run.mesh, run.rules),
+        )
     finished: dict[str, Parameters] = {INITIAL: run.params}
     results: dict[str, Any] = {"stages": {}}
     params: Parameters = run.params
@@ -82,8 +102,10 @@ def train(
             finished[stage.name] = params
     results["table"] = results_table(run, results["stages"])
     results["text_table"] = text_table(run, results["stages"])
-    write_json(workdir / "results.json", results)
-    if not quiet:
+    if first:
+        write_json(workdir / "results.json", results)
+    multihost_utils.sync_global_devices("results are written")
+    if first and not quiet:
         print_results(run, results)
     return results
 
@@ -95,25 +117,26 @@ def _run_stage(
     experiment, ready = run.experiment, run.stages[index]
     stage = ready.stage
     folder = workdir / stage.name
-    mesh = sharding.make_mesh()
-    everywhere = sharding.replicated(mesh)
 
     # state: what is trained goes through the optimizer and the checkpoints, the rest stays as it is
     position = _position(run, index, start)
     start = adapting.start_parameters(ready, start, experiment.seed)
     start = prompting.start_parameters(ready, start, run.tokenizer, experiment.seed)
+    places = sharding.place(start, run.mesh, run.rules)
+    start = {path: sharding.put(leaf, places[path]) for path, leaf in start.items()}
     trained, frozen = paths.split_by_patterns(paths.unflatten(start), stage.trainable)
-    frozen = jax.device_put(frozen, everywhere)
     optimizer = optim.build(stage.optimizer, stage.steps, trained)
-    state = init_state(jax.device_put(trained, everywhere), optimizer, everywhere)
+    state_places = sharding_of(abstract_state(trained, optimizer, run.mesh))
+    state = init_state(trained, optimizer, state_places)
     batches = Batches(ready.splits.train, experiment.batch_size, experiment.seed, stage.data)
+    rows = sharding.RowLayout(run.mesh, experiment.batch_size, experiment.accumulation)
     update = make_update(
         ready.model,
         stage.objective,
         optimizer,
         ready.codec,
         seed=_stage_seed(experiment.seed, index),
-        sharding=everywhere,
+        sharding=state_places,
     )
     evaluation = StageEvaluation(run, index)
 
@@ -154,8 +177,9 @@ def _run_stage(
             and evaluation.has("validation")
         ):
             evaluate(0)
-        for batch in batches.iterate(step, stage.steps):
-            state, metrics = update(state, frozen, _place(batch, experiment.accumulation, mesh))
+        for batch in batches.only(rows.here).iterate(step, stage.steps):
+            arrays = {name: array for name, array in batch.items() if name != "record_ids"}
+            state, metrics = update(state, frozen, rows.put(arrays))
             step += 1
             recorder.add(step, metrics, batch["record_ids"])
             last = step == stage.steps
@@ -184,18 +208,6 @@ def _due(step: int, every: int) -> bool:
 
 def _stage_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
-
-
-def _place(batch: Mapping[str, np.ndarray], accumulation: int, mesh) -> dict[str, jax.Array]:
-    """Rows `[B, ...]` as micro-batches `[A, B / A, ...]`, dealt out over the devices."""
-    place = sharding.by_row(mesh, axis=1)
-    return {
-        name: jax.device_put(
-            array.reshape(accumulation, len(array) // accumulation, *array.shape[1:]), place
-        )
-        for name, array in batch.items()
-        if name != "record_ids"
-    }
 
 
 def _position(run: Prepared, index: int, start: Parameters) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from regjax.models.apply import Apply, Cache, from_function, split
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
-from regjax.models.hf import load, resolve, save
+from regjax.models.hf import load, load_config, resolve, save
 from regjax.models.lora import Lora, create_lora, merge_lora, unmerge_lora, with_lora
 from regjax.models.lora_files import LoraOrigin, load_lora, save_lora
 from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
@@ -24,6 +24,7 @@ __all__ = [
     "create_prompt",
     "from_function",
     "load",
+    "load_config",
     "load_lora",
     "load_prompt",
     "merge_lora",

@@ -9,14 +9,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from regjax.errors import InputError
 from regjax.models.apply import Params
@@ -32,8 +32,7 @@ from regjax.models.hf_tensors import (
     read_parameter,
     write_tensors,
 )
-
-Rules = Sequence[tuple[str, PartitionSpec]]
+from regjax.sharding import Rules, place
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -81,6 +80,27 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         ) from error
 
 
+def load_config(
+    path: str | Path,
+    *,
+    compute_dtype: Precision = "float32",
+    rematerialisation: Rematerialisation = "none",
+    scan_layers: bool = True,
+) -> DecoderConfig:
+    """The configuration in a folder's (or hub id's) `config.json`, with the choices of `load`.
+
+    Raises:
+        InputError: an architecture or option that is unknown; the message names it.
+    """
+    folder = resolve(path)
+    return dataclasses.replace(
+        config_from_json(read_json(folder / "config.json"), str(folder / "config.json")),
+        dtype=compute_dtype,
+        rematerialisation=rematerialisation,
+        scan_layers=scan_layers,
+    )
+
+
 def load(
     path: str | Path,
     *,
@@ -103,21 +123,23 @@ def load(
         mesh: where the parameters go; each device's part alone is read for it. Without one, the
             default device.
         rules: `(pattern, PartitionSpec)`: the first whose pattern is found (`re.search`) in the
-            parameter's path, such as `layers/attention/query/kernel`, places it; a path without a
-            rule is replicated. Kernels are `[inputs, outputs]`, in layers `[N, inputs, outputs]`.
+            parameter's path, such as `layers/attention/query/kernel`, places it, see
+            `regjax.sharding.place`, and `rules_for` there for those of this family. Kernels are
+            `[inputs, outputs]`, in layers `[N, inputs, outputs]`.
 
     Raises:
         InputError: an architecture, option, tensor or file that is unknown, missing, of the wrong
             shape, damaged or pickled; the message names it.
     """
     folder = resolve(path)
-    config = dataclasses.replace(
-        config_from_json(read_json(folder / "config.json"), str(folder / "config.json")),
-        dtype=compute_dtype or dtype,
+    config = load_config(
+        folder,
+        compute_dtype=compute_dtype or dtype,
         rematerialisation=rematerialisation,
         scan_layers=scan_layers,
     )
     structure, expected = _abstract(config)
+    placed = {} if mesh is None else place(expected, mesh, rules)
     with open_tensors(folder) as tensors:
         check_tensors(folder, tensors, expected, config)
         leaves = {
@@ -126,7 +148,7 @@ def load(
                 name,
                 config,
                 jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)),
-                None if mesh is None else NamedSharding(mesh, _partition(name, rules)),
+                placed.get(name),
             )
             for name, leaf in expected.items()
         }
@@ -145,6 +167,9 @@ def save(
 ) -> None:
     """Writes a folder that transformers and `load` read, whole or not at all.
 
+    Over several processes all call this, for parameters may be dealt out over them; the first writes,
+    and holds one file's tensors at a time.
+
     Args:
         path: the folder to make; it must not exist, or be empty.
         config: of the model.
@@ -159,8 +184,8 @@ def save(
         InputError: no family has this mix of options, or `path` holds something already.
         ValueError: `params` are not those of `config`; names the paths or shapes.
     """
-    target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target, first = Path(path), jax.process_index() == 0
+    if first and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder; give another name.")
     values = json_from_config(config, model_type)
     values |= dict.fromkeys(TOKEN_IDS)
@@ -170,6 +195,9 @@ def save(
     leaves = flatten(params)
     _check_params(leaves, config)
     values["torch_dtype"] = str(jnp.dtype(dtype or leaves["embedding/table"].dtype))
+    if not first:
+        write_tensors(None, leaves, config, dtype, max_shard_size)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix="-tmp", dir=target.parent))
     try:
@@ -188,10 +216,6 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
-
-
-def _partition(path: str, rules: Rules) -> PartitionSpec:
-    return next((spec for pattern, spec in rules if re.search(pattern, path)), PartitionSpec())
 
 
 def _abstract(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], dict[str, Any]]:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from regjax.losses import linear
 from regjax.losses.top_k_teacher import teacher_top_k
-from regjax.sharding import make_mesh
+from regjax.sharding import MeshShape, make_mesh
 from regjax.token_grid import TokenGrid
 
 ROWS, D, V = (8, 3), 5, 8 * 37
@@ -88,7 +88,7 @@ def on_eight_devices() -> dict:
     weights = weights.astype(np.float32)
     found, one = {"devices": jax.device_count()}, graded(weights, **LAYOUT)(*arrays)
     for name, sizes in MESHES.items():
-        mesh = make_mesh(*sizes)
+        mesh = make_mesh(MeshShape(*sizes))
         rows, columns = P(("data", "fsdp")), P(None, "tensor")
         specs = (rows, columns, rows, rows, rows, columns)
         placed = [
