@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +124,18 @@ def test_a_decoder_with_splash_is_the_same_function(remat, scan, monkeypatch):
     monkeypatch.setattr(splash, "attend", functools.partial(splash.attend, interpret=True))
     by_kernel = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, other)
     close(by_kernel, by_formula, 1e-5)
+
+
+def test_a_mesh_changes_nothing():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.splash_on_four_devices"],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(json.loads(done.stdout)) < 1e-6
 
 
 @pytest.fixture
