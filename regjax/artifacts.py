@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from regjax import checkpoint, models, paths, prompting
+from regjax import checkpoint, models, paths, prompting, sharding
 from regjax.data import task_template
 from regjax.files import new_folder
 from regjax.models.prompt import SOFT_PROMPT
@@ -25,28 +27,36 @@ def keep_parameters(run: Prepared, ready: PreparedStage, params: Parameters, fol
     A stage that trained prompts only writes no model: its `soft_prompt/regjax.json` names the folder
     where the model is. A model that the caller brought goes into `params.safetensors`.
     """
+    first = jax.process_index() == 0
     if run.config is None:
-        checkpoint.save_params(folder, params)
+        whole: dict[str, Any] = {path: sharding.fetch(leaf) for path, leaf in params.items()}
+        if first:
+            checkpoint.save_params(folder, whole)
         return
     model = {path: leaf for path, leaf in params.items() if not prompting.is_prompt(path)}
-    if ready.prompts:
+    origins = {
+        name: prompting.origin(
+            source.shape[1],
+            run.config,
+            run.tokenizer,
+            model,
+            name=run.experiment.model or run.experiment.name,
+            after_bos=source.config.after_bos,
+        )
+        for name, source in ready.prompts.items()
+    }
+    if first and origins:
         with new_folder(folder / SOFT_PROMPT) as prompts:
-            for name, source in ready.prompts.items():
-                prompt = params[prompting.path_of(name)]
-                origin = prompting.origin(
-                    prompt.shape[1],
-                    run.config,
-                    run.tokenizer,
-                    model,
-                    name=run.experiment.model or run.experiment.name,
-                    after_bos=source.config.after_bos,
-                )
-                save_prompt(prompts / name, prompt, origin)
+            for name, origin in origins.items():
+                save_prompt(prompts / name, params[prompting.path_of(name)], origin)
             if ready.base_model:
                 _save_reader(run, ready, prompts, ready.tasks[0].name)
-    if not ready.base_model:
-        with new_folder(folder / "model") as kept:
-            models.save(kept, run.config, paths.unflatten(model))
+    if ready.base_model:
+        return
+    target = folder / "model"
+    with new_folder(target) if first else contextlib.nullcontext(target) as kept:
+        models.save(kept, run.config, paths.unflatten(model))
+        if first:
             run.tokenizer.save_pretrained(str(kept))
             beside = f"../{SOFT_PROMPT}/{ready.tasks[0].name}" if ready.prompts else ""
             _save_reader(run, ready, kept, beside)

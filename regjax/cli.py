@@ -97,6 +97,7 @@ on the command line: `regjax train CONFIG --help` lists them with their values, 
 
 def train(arguments: Sequence[str]) -> None:
     """train a model: run the stages of a config"""
+    import jax
     import tyro
 
     from regjax.experiment import Experiment, load_config
@@ -126,6 +127,8 @@ def train(arguments: Sequence[str]) -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     run(experiment, workdir, profile=parse_steps(profile) if profile else None)
+    if jax.process_index() > 0:
+        return
     from regjax.plots import plot_workdir
 
     for path in plot_workdir(workdir):

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from regjax import decisions, metrics, scoring
+from regjax import decisions, metrics, scoring, sharding
 from regjax.errors import InputError
 from regjax.files import write_text
 from regjax.models import Apply
@@ -30,22 +31,23 @@ READ_OUTS: dict[str, Callable[..., jax.Array]] = {
 Score = Callable[[Any, Mapping[str, np.ndarray]], scoring.Scores]
 
 
-def make_score(model: Apply, codec: TokenGrid) -> Score:
-    """The compiled `(params, batch) -> Scores` of a model on a grid."""
+def make_score(model: Apply, codec: TokenGrid, mesh: Mesh | None = None) -> Score:
+    """The compiled `(params, batch) -> Scores` of a model on a grid.
+
+    With a mesh, on which the parameters live, the rows are dealt out over it and have to divide.
+    """
+    names = ("tokens", "positions", "segment_ids", "score_positions")
 
     @jax.jit
-    def score(params, tokens, positions, segment_ids, score_positions):
-        batch = {
-            "tokens": tokens,
-            "positions": positions,
-            "segment_ids": segment_ids,
-            "score_positions": score_positions,
-        }
+    def score(params, batch):
         return scoring.score_distribution(model, params, batch, codec)
 
     def on_batch(params, batch: Mapping[str, np.ndarray]) -> scoring.Scores:
-        names = ("tokens", "positions", "segment_ids", "score_positions")
-        return score(params, *(batch[name] for name in names))
+        rows = {name: batch[name] for name in names}
+        if mesh is None:
+            return score(params, rows)
+        with sharding.known_inside(mesh):
+            return score(params, sharding.RowLayout(mesh, len(rows["tokens"])).put(rows))
 
     return on_batch
 
@@ -95,7 +97,7 @@ def evaluate_batches(
         real = record_ids >= 0
         ids.append(record_ids[real])
         targets.append(scores[real])
-        log_probs.append(np.asarray(found)[real])
+        log_probs.append(sharding.fetch(found)[real])
 
     for batch in batches:
         scored = score(params, batch)

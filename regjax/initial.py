@@ -41,7 +41,9 @@ def initial_model(
         _check_vocabulary(apply, tree, tokenizer)
         params = paths.flatten(tree)
         placed = sharding.place(params, mesh, sharding.rules_for(None, mesh))
-        return apply, (jax.device_put(params, placed) if weights else _shapes(params, placed)), None
+        if not weights:
+            return apply, _shapes(params, placed), None
+        return apply, {path: sharding.put(a, placed[path]) for path, a in params.items()}, None
     choices = experiment.architecture
     options: dict[str, Any] = {
         "compute_dtype": choices.dtype,

@@ -8,18 +8,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from regjax.errors import InputError
 from regjax.files import write_text
 
 
 class Log:
-    """Appends one JSON object a line to `workdir/log.jsonl`, and hands numbers to the other sinks."""
+    """Appends one JSON object a line to `workdir/log.jsonl`, and hands numbers to the other sinks.
+
+    Of several processes the first alone does.
+    """
 
     def __init__(self, workdir: Path, sinks: Sequence[str] = ()) -> None:
         self.path = workdir / "log.jsonl"
-        self._sinks = [_open_sink(name, workdir) for name in sinks]
+        self._writes = jax.process_index() == 0
+        self._sinks = [_open_sink(name, workdir) for name in sinks] if self._writes else []
 
     def write(self, stage: str, step: int, entries: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
         line = json.dumps({"stage": stage, "step": step, **entries}, allow_nan=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -33,7 +41,7 @@ class Log:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops the lines of `stage` after `step`, which a resumed run writes again, and cut-off ones."""
-        if not self.path.is_file():
+        if not self._writes or not self.path.is_file():
             return
         lines = read_log(self.path)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
@@ -107,7 +115,7 @@ def progress(description: str, total: int | None, done: int = 0) -> Iterator[Cal
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=not (console.is_terminal or console.is_jupyter),
+        disable=jax.process_index() > 0 or not (console.is_terminal or console.is_jupyter),
     )
     with bar:
         task = bar.add_task(description, total=total, completed=done, note="")

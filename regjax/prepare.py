@@ -17,6 +17,7 @@ from regjax import data as data_module
 from regjax import optim, paths, prompting, sharding
 from regjax.data import SPLITS, Batches, Examples, Task, load_task, task_codec
 from regjax.data.bad_records import Unusable, number
+from regjax.data.rows import round_up
 from regjax.errors import InputError
 from regjax.experiment import Experiment
 from regjax.files import new_folder, write_json
@@ -86,6 +87,11 @@ class Prepared:
     """Where parameters live on the mesh."""
 
     @property
+    def eval_batch_size(self) -> int:
+        """Rows scored at once: the experiment's, rounded up to what divides among the devices."""
+        return _eval_rows(self.experiment, self.mesh)
+
+    @property
     def reported_split(self) -> str:
         """The split that the table of results is about: test, where any stage has one."""
         for name in ("test", "validation"):
@@ -124,10 +130,11 @@ def prepare(
     read = [_read(task, load) for task in trained_on]
     bad = [record for split in read for one in _present(split) for record in one.bad]
     listed = workdir / "bad_records.jsonl"
-    if bad:
-        data_module.write_bad_records(listed, bad)
-    else:
-        listed.unlink(missing_ok=True)
+    if jax.process_index() == 0:
+        if bad:
+            data_module.write_bad_records(listed, bad)
+        else:
+            listed.unlink(missing_ok=True)
     mesh = sharding.make_mesh(experiment.mesh) if mesh is None else mesh
     rows, parts = experiment.batch_size // experiment.accumulation, sharding.row_parts(mesh)
     if rows % parts:
@@ -139,7 +146,9 @@ def prepare(
     ready: list[PreparedStage] = []
     for stage, its_tasks in zip(stages, tasks, strict=True):
         model_of = (apply, params, config)
-        ready.append(_prepare_stage(experiment, stage, its_tasks, tokenizer, load, model_of, ready))
+        ready.append(
+            _prepare_stage(experiment, stage, its_tasks, tokenizer, load, model_of, mesh, ready)
+        )
         _check_stage(ready[-1], params)
         _check_objective(experiment, ready[-1], params)
     rules = sharding.rules_for(config, mesh)
@@ -168,6 +177,7 @@ def _prepare_stage(
     tokenizer: Any,
     load: Load,
     model: Model,
+    mesh: Mesh,
     before: Sequence[PreparedStage],
 ) -> PreparedStage:
     apply, params, config = model
@@ -197,7 +207,7 @@ def _prepare_stage(
         decisions=_decisions(stage, codec),
     )
     setting = Setting(
-        resolved, prompted, tokenizer, experiment.task, experiment.eval_batch_size, load
+        resolved, prompted, tokenizer, experiment.task, _eval_rows(experiment, mesh), load, mesh
     )
     return PreparedStage(
         stage=resolved,
@@ -210,6 +220,10 @@ def _prepare_stage(
         base_model=prompting.base_model(experiment, stage, start, params),
         probes={probe.name: probe.prepare(setting) for probe in stage.probes},
     )
+
+
+def _eval_rows(experiment: Experiment, mesh: Mesh) -> int:
+    return round_up(experiment.eval_batch_size, sharding.row_parts(mesh))
 
 
 def start_of(stage: ResolvedStage, before: Sequence[PreparedStage]) -> PreparedStage | None:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 
-from regjax import alignment, generate, text_metrics
+from regjax import alignment, generate, sharding, text_metrics
 from regjax.data import (
     Data,
     Examples,
@@ -51,7 +52,10 @@ class Setting(NamedTuple):
     main: Task
     """The experiment's own task."""
     batch_size: int
+    """Rows at once, which divide among the devices."""
     load: Load
+    mesh: Mesh
+    """Where the parameters live."""
 
 
 class Measured(NamedTuple):
@@ -138,13 +142,19 @@ class Answers:
         model = setting.model([self.soft_prompt] if self.soft_prompt else [])
         tokenizer, size = setting.tokenizer, setting.batch_size
         data = dataclasses.replace(task.data, packing=False)
-        greedy = generate.make_greedy(model, self.max_new_tokens, tokenizer.eos_token_id)
+        decode = generate.make_greedy(model, self.max_new_tokens, tokenizer.eos_token_id)
+
+        def greedy(params, batch):
+            with sharding.known_inside(setting.mesh):
+                rows = sharding.RowLayout(setting.mesh, len(batch["tokens"])).put(batch)
+                return sharding.fetch(decode(params, rows))
+
         asked = self._read(setting.load, task, prompts_only=True)
         if not asked:
             raise InputError(f"probe {self.name!r}: its task has no validation and no test records")
         grid, codec = task.grid, task_codec(task, tokenizer)
         scored = self._read(setting.load, task) if codec is not None else {}
-        score = make_score(model, codec) if codec is not None else None
+        score = make_score(model, codec, setting.mesh) if codec is not None else None
 
         def measure(params, split: Split) -> Measured:
             questions = asked[split]
@@ -189,7 +199,7 @@ def _most_likely(score: Score, params, examples: Examples, size: int, data: Data
     """Index of the most likely grid value by record."""
     found: dict[int, int] = {}
     for batch in ordered_batches(examples, size, data):
-        first = np.asarray(score(params, batch).log_probs.argmax(-1))
+        first = sharding.fetch(score(params, batch).log_probs).argmax(-1)
         found.update(zip(batch["record_ids"][:, 0].tolist(), first.tolist(), strict=True))
     return found
 
@@ -241,7 +251,12 @@ class GradientAlignment:
         ]
         shuffled = with_shuffled_answers(records, task.answer_fields, self.seed)
         batches = [self._batches(task, each, setting) for each in (records, shuffled)]
-        gradients = alignment.make_gradients(model, setting.stage.objective, codec)
+        compiled = alignment.make_gradients(model, setting.stage.objective, codec)
+        layout = sharding.RowLayout(setting.mesh, setting.batch_size)
+
+        def gradients(params, batch):
+            with sharding.known_inside(setting.mesh):
+                return compiled(params, layout.put(batch))
 
         def measure(params, split: Split) -> Measured:
             if not self.soft_prompt:

@@ -136,10 +136,19 @@ def start_parameters(
         elif source.value is not None:
             found[path] = source.value
         else:
-            key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-            tree = paths.unflatten(model)
-            found[path] = create_prompt(source.config, ready.base, tree, tokenizer, key)
+            found[path] = _new(source.config, ready.base, model, tokenizer, seed, name)
     return found
+
+
+def _new(
+    config: SoftPrompt, base: Apply, model: Parameters, tokenizer: Any, seed: int, name: str
+) -> jax.Array:
+    @jax.jit  # so that parameters may be dealt out over hosts
+    def create(model):
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        return create_prompt(config, base, paths.unflatten(model), tokenizer, key)
+
+    return create(dict(model))
 
 
 def place(stage: ResolvedStage, examples: Examples, tokenizer: Any) -> int:

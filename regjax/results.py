@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from regjax import checkpoint, metrics, paths
 from regjax.artifacts import keep_parameters
@@ -44,10 +46,12 @@ class StageEvaluation:
     """`(split, parameters by path) -> Report` of a stage, compiled once."""
 
     def __init__(self, run: Prepared, index: int) -> None:
-        self._ready, self._size = run.stages[index], run.experiment.eval_batch_size
-        ready = self._ready
+        ready = self._ready = run.stages[index]
+        self._size = run.eval_batch_size
         self._codec = ready.codec if ready.stage.decisions else None
-        self._score = None if self._codec is None else make_score(ready.model, self._codec)
+        self._score = (
+            None if self._codec is None else make_score(ready.model, self._codec, run.mesh)
+        )
 
     def has(self, split: Split) -> bool:
         """Whether there is something to evaluate on `split`."""
@@ -114,11 +118,11 @@ def finish_stage(
             }
             for probe in stage.probes
         }
-    if done.is_file():
-        found = json.loads(done.read_text(encoding="utf-8"))
-        if {name: found.get(name) for name in result} == result:
-            return found
-        done.unlink()
+    first = jax.process_index() == 0
+    if multihost_utils.broadcast_one_to_all(np.array(first and _is_result_of(done, result))):
+        return json.loads(done.read_text(encoding="utf-8"))
+    if first:
+        done.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     for split in HELD_OUT:
         if not evaluation.has(split):
@@ -126,17 +130,25 @@ def finish_stage(
         report = evaluation(split, params)
         examples = getattr(ready.splits, split)
         grid = ready.tasks[0].grid
-        if report.scores is not None and grid is not None:
+        if first and report.scores is not None and grid is not None:
             path = folder / f"predictions_{split}.jsonl"
             write_predictions(path, report.scores, examples.ids, grid.texts)
-        for name, lines in report.answers.items():
+        for name, lines in report.answers.items() if first else ():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             write_text(folder / f"answers_{name}_{split}.jsonl", text)
         if report.figures:
             result[split] = to_json(report.figures)
     keep_parameters(run, ready, params, folder)
-    write_json(done, result)
+    if first:
+        write_json(done, result)
     return result
+
+
+def _is_result_of(path: Path, expected: Mapping[str, Any]) -> bool:
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {name: found.get(name) for name in expected} == expected
 
 
 def results_table(run: Prepared, results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -75,6 +77,65 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
 def by_row(mesh: AnyMesh, axis: int = 0) -> NamedSharding:
     """Rows of a batch (dimension `axis`) dealt out over the `data` and `fsdp` axes."""
     return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLayout:
+    """How the rows of a batch lie on a mesh: dealt out over `data` and `fsdp`, the same over `tensor`."""
+
+    mesh: Mesh
+    count: int
+    """B: rows of the whole batch; `row_parts(mesh)` divides it, or each of its micro-batches."""
+    micro_batches: int | None = None
+    """A: arrays are `[A, B / A, ...]`; None: `[B, ...]`."""
+
+    @functools.cached_property
+    def here(self) -> np.ndarray:
+        """Which rows the devices of this process hold, ascending."""
+        places = self._sharding.addressable_devices_indices_map(self._rows.shape)
+        return np.unique(np.concatenate([self._rows[index].ravel() for index in places.values()]))
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The arrays of a batch on the devices; each has the rows `here`, or all."""
+        return {name: self._put(array) for name, array in batch.items()}
+
+    @functools.cached_property
+    def _sharding(self) -> NamedSharding:
+        return by_row(self.mesh, self._rows.ndim - 1)
+
+    @functools.cached_property
+    def _rows(self) -> np.ndarray:
+        rows = np.arange(self.count)
+        return rows if self.micro_batches is None else rows.reshape(self.micro_batches, -1)
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        shape = (*self._rows.shape, *array.shape[1:])
+        if len(self.here) == self.count:
+            return jax.device_put(array.reshape(shape), self._sharding)
+        own = np.arange(self.count) if len(array) == self.count else self.here
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            return array[np.searchsorted(own, self._rows[index[: self._rows.ndim]])]
+
+        return jax.make_array_from_callback(shape, self._sharding, part)
+
+
+def put(array: Any, where: NamedSharding) -> jax.Array:
+    """An array laid out anew; of one that is whole on every host, each device takes its part."""
+    if where.is_fully_addressable or not getattr(array, "is_fully_addressable", True):
+        return jax.device_put(array, where)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, where, whole.__getitem__)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """The whole array on this host; where it is dealt out over processes, all of them have to ask."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def row_parts(mesh: AnyMesh) -> int:
@@ -173,7 +234,7 @@ def table(shapes: Mapping[str, Any], mesh: AnyMesh, rules: Rules) -> list[dict[s
 
 
 def known_inside(mesh: AnyMesh) -> contextlib.AbstractContextManager[Any]:
-    """Inside a function that is traced: what is called in this context finds `current_mesh()`."""
+    """What is traced in this context finds `current_mesh()`."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from regjax import checkpoint, compilation, optim, paths, prompting, sharding
 from regjax.data import Batches
@@ -53,13 +55,15 @@ def train(
     workdir: str | Path,
     *,
     model: tuple[Apply, Any] | None = None,
+    mesh: Mesh | None = None,
     quiet: bool = False,
     profile: Steps | None = None,
 ) -> dict[str, Any]:
     """Runs the experiment's stages in `workdir` and returns what is written to its `results.json`.
 
     A run that was killed goes on from its last checkpoint when started again with the same arguments,
-    and ends with the same bits as one that was not (on the same devices).
+    and ends with the same bits as one that was not (on the same devices). Over several processes
+    (`jax.distributed`) all call this with the same arguments and share `workdir`; the first writes.
 
     Args:
       experiment: what to run.
@@ -68,6 +72,7 @@ def train(
         `Apply` or a function `(params, tokens [B, L]) -> logits [B, L, V]` such as a Linen
         `module.apply`, see `regjax.models.from_function`. No model folder is written for it;
         `regjax.checkpoint.load_params(workdir, stage)` gives what a stage ended with.
+      mesh: in place of one of the experiment's shape over all devices, see `regjax.sharding.make_mesh`.
       quiet: print no table.
       profile: first and last step to trace in every stage, into `workdir/profile/STAGE`. TensorBoard and
         xprof open it (`pip install xprof`, `xprof --logdir workdir/profile`), and https://ui.perfetto.dev
@@ -82,14 +87,16 @@ def train(
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; give a folder")
     workdir.mkdir(parents=True, exist_ok=True)
-    run = prepare(experiment, workdir, model)
+    run = prepare(experiment, workdir, model, mesh=mesh)
     longest = max(ready.stage.steps for ready in run.stages)
     if profile and profile[0] > longest:
         raise InputError(f"profile starts at step {profile[0]}; the longest stage has {longest}")
     log = Log(workdir, experiment.loggers)
-    save_tokenizer(run, workdir)
-    write_config(experiment, workdir / "config.json")
-    if run.mesh.size > 1 and not quiet:
+    first = jax.process_index() == 0
+    if first:
+        save_tokenizer(run, workdir)
+        write_config(experiment, workdir / "config.json")
+    if first and run.mesh.size > 1 and not quiet:
         shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
         print_table(
             f"{experiment.name}: parameters on {run.mesh.size} devices ({shape})",
@@ -101,18 +108,20 @@ def train(
     for index, ready in enumerate(run.stages):
         stage = ready.stage
         start = params if stage.start == PREVIOUS else finished[stage.start]
-        profiler = Profiler(workdir / "profile" / stage.name, profile)
+        profiler = Profiler(workdir / "profile" / stage.name, profile if first else None)
         params, results["stages"][stage.name], speed = _run_stage(
             run, index, start, workdir, log, profiler
         )
-        if speed and not quiet:
+        if first and speed and not quiet:
             print(f"{stage.name}: {speed}", file=sys.stderr)
         if stage.name in {later.stage.start for later in run.stages[index + 1 :]}:
             finished[stage.name] = params
     results["table"] = results_table(run, results["stages"])
     results["text_table"] = text_table(run, results["stages"])
-    write_json(workdir / "results.json", results)
-    if not quiet:
+    if first:
+        write_json(workdir / "results.json", results)
+    multihost_utils.sync_global_devices("results are written")
+    if first and not quiet:
         print_results(run, results)
     return results
 
@@ -124,24 +133,25 @@ def _run_stage(
     experiment, ready = run.experiment, run.stages[index]
     stage = ready.stage
     folder = workdir / stage.name
-    mesh = run.mesh
 
     # state: what is trained goes through the optimizer and the checkpoints, the rest stays as it is
     position = _position(run, index, start)
     start = prompting.start_parameters(ready, start, run.tokenizer, experiment.seed)
-    start = jax.device_put(start, sharding.place(start, mesh, run.rules))
+    places = sharding.place(start, run.mesh, run.rules)
+    start = {path: sharding.put(leaf, places[path]) for path, leaf in start.items()}
     trained, frozen = paths.split_by_patterns(paths.unflatten(start), stage.trainable)
     optimizer = optim.build(stage.optimizer, stage.steps, trained)
-    places = sharding_of(abstract_state(trained, optimizer, mesh))
-    state = init_state(trained, optimizer, places)
+    state_places = sharding_of(abstract_state(trained, optimizer, run.mesh))
+    state = init_state(trained, optimizer, state_places)
     batches = Batches(ready.splits.train, experiment.batch_size, experiment.seed, stage.data)
+    rows = sharding.RowLayout(run.mesh, experiment.batch_size, experiment.accumulation)
     update = make_update(
         ready.model,
         stage.objective,
         optimizer,
         ready.codec,
         seed=_stage_seed(experiment.seed, index),
-        sharding=places,
+        sharding=state_places,
     )
     evaluation = StageEvaluation(run, index)
 
@@ -196,8 +206,8 @@ def _run_stage(
             and evaluation.has("validation")
         ):
             evaluate(0)
-        for batch in recorder.waiting(batches.iterate(step, stage.steps)):
-            placed = _place(batch, experiment.accumulation, mesh)
+        for batch in recorder.waiting(batches.only(rows.here).iterate(step, stage.steps)):
+            placed = rows.put({name: batch[name] for name in batch if name != "record_ids"})
             profiler.before(step + 1, recorder.flush)
             with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
                 state, metrics = update(state, frozen, placed)
@@ -231,18 +241,6 @@ def _due(step: int, every: int) -> bool:
 
 def _stage_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
-
-
-def _place(batch: Mapping[str, np.ndarray], accumulation: int, mesh) -> dict[str, jax.Array]:
-    """Rows `[B, ...]` as micro-batches `[A, B / A, ...]`, dealt out over the devices."""
-    place = sharding.by_row(mesh, axis=1)
-    return {
-        name: jax.device_put(
-            array.reshape(accumulation, len(array) // accumulation, *array.shape[1:]), place
-        )
-        for name, array in batch.items()
-        if name != "record_ids"
-    }
 
 
 def _position(run: Prepared, index: int, start: Parameters) -> dict[str, Any]:

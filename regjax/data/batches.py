@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -31,7 +31,8 @@ class Batches:
     and `label_weights` `[B, M]` float32, the response's tokens, with `labels ==
     tokens[label_positions + 1]` where the weight is not 0; `score_positions` `[B, S]` int32, the
     index of the last token before the score; `scores`, `weights` `[B, S]` float32; `record_ids`
-    `[B, S]` int32, the index in the source, -1 for padding; `task_ids` `[B, S]` int32, which of the
+    `[B, S]` int32, the index in the source, -1 for padding, of all rows also where `only` some
+    are made; `task_ids` `[B, S]` int32, which of the
     mixed tasks. S is the most examples in a row, M the most response tokens in a row rounded up to a
     multiple of 4, both over all rows.
 
@@ -44,7 +45,7 @@ class Batches:
     seed: int | None = 0
     data: Data = Data()  # noqa: RUF009  (frozen)
     padding_side: Literal["right", "left"] = "right"
-    part: tuple[int, int] = (0, 1)  # (process index, process count)
+    rows: tuple[int, ...] | None = None  # of each batch; None: all
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -75,21 +76,18 @@ class Batches:
     def steps_per_epoch(self) -> int:
         return sum(-(-len(bucket.rows) // self.batch_size) for bucket in self.buckets)
 
-    def shard(self, process_index: int, process_count: int) -> Batches:
-        """The rows of each batch that belong to one process: equal, contiguous parts in order.
+    def only(self, rows: Iterable[int]) -> Batches:
+        """The same batches, of which these rows alone are made: those of one process.
 
         Raises:
-            InputError: `batch_size` is not a multiple of `process_count`.
+            ValueError: rows that a batch does not have.
         """
-        if self.batch_size % process_count:
-            raise InputError(
-                f"batch_size {self.batch_size} does not divide among {process_count} processes"
+        rows = tuple(map(int, rows))
+        if not all(0 <= row < self.batch_size for row in rows):
+            raise ValueError(
+                f"rows {rows} of a batch of {self.batch_size}: expected 0 to count - 1"
             )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process {process_index} of {process_count}: expected 0 to count - 1")
-        if self.part != (0, 1):
-            raise ValueError(f"these batches are a part already: {self.part}")
-        return dataclasses.replace(self, part=(process_index, process_count))
+        return dataclasses.replace(self, rows=rows)
 
     def batch_at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs: a pure function of (seed, step)."""
@@ -97,9 +95,9 @@ class Batches:
         sizes = tuple(len(bucket.rows) for bucket in self.buckets)
         order = epoch_order(sizes, self.batch_size, self.seed, epoch)
         bucket = self.buckets[order[index][0]]
-        mine = order[index][1].reshape(self.part[1], -1)[self.part[0]]
-        rows = [bucket.rows[row] if row >= 0 else () for row in mine]
-        return self._assemble(rows, bucket.length)
+        rows = [bucket.rows[row] if row >= 0 else () for row in order[index][1]]
+        made = rows if self.rows is None else [rows[index] for index in self.rows]
+        return {**self._assemble(made, bucket.length), "record_ids": self._record_ids(rows)}
 
     def iterate(
         self, start: int = 0, stop: int | None = None, *, threads: int = 2, prefetch: int = 8
@@ -129,7 +127,6 @@ class Batches:
             "score_positions": np.zeros((size, slots), np.int32),
             "scores": np.zeros((size, slots), np.float32),
             "weights": np.zeros((size, slots), np.float32),
-            "record_ids": np.full((size, slots), -1, np.int32),
             "task_ids": np.zeros((size, slots), np.int32),
         }
         for index, row in enumerate(rows):
@@ -138,6 +135,12 @@ class Batches:
             start = length - used if self.padding_side == "left" else 0
             _write_row({name: array[index] for name, array in batch.items()}, examples, start)
         return batch
+
+    def _record_ids(self, rows: list[Row]) -> np.ndarray:
+        ids = np.full((len(rows), self.slots), -1, np.int32)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = [self.examples.examples[i].record for i in row]
+        return ids
 
 
 def _write_row(row: Batch, examples: list[Example], start: int) -> None:
@@ -155,7 +158,6 @@ def _write_row(row: Batch, examples: list[Example], start: int) -> None:
         row["score_positions"][slot] = start + example.score_start - 1
         row["scores"][slot] = example.score
         row["weights"][slot] = example.weight
-        row["record_ids"][slot] = example.record
         row["task_ids"][slot] = example.task
         start, label = start + count, end
 

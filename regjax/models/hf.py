@@ -167,6 +167,9 @@ def save(
 ) -> None:
     """Writes a folder that transformers and `load` read, whole or not at all.
 
+    Over several processes all call this, for parameters may be dealt out over them; the first writes,
+    and holds one file's tensors at a time.
+
     Args:
         path: the folder to make; it must not exist, or be empty.
         config: of the model.
@@ -181,8 +184,8 @@ def save(
         InputError: no family has this mix of options, or `path` holds something already.
         ValueError: `params` are not those of `config`; names the paths or shapes.
     """
-    target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target, first = Path(path), jax.process_index() == 0
+    if first and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder; give another name.")
     values = json_from_config(config, model_type)
     values |= dict.fromkeys(TOKEN_IDS)
@@ -192,6 +195,9 @@ def save(
     leaves = flatten(params)
     _check_params(leaves, config)
     values["torch_dtype"] = str(jnp.dtype(dtype or leaves["embedding/table"].dtype))
+    if not first:
+        write_tensors(None, leaves, config, dtype, max_shard_size)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix="-tmp", dir=target.parent))
     try:

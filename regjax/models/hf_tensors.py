@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from regjax.errors import InputError
 from regjax.models.apply import Params
 from regjax.models.config import DecoderConfig, Precision
+from regjax.sharding import fetch
 
 _TOP = {
     "embedding/table": "model.embed_tokens.weight",
@@ -201,18 +202,21 @@ def read_parameter(
 
 
 def write_tensors(
-    folder: Path,
+    folder: Path | None,
     leaves: Mapping[str, Array],
     config: DecoderConfig,
     dtype: Precision | None,
     max_shard_size: int,
 ) -> None:
-    """Writes the parameters to one safetensors file, or several and an index; one in memory."""
+    """Writes the parameters to one safetensors file, or several and an index; one in memory.
+
+    Without a folder nothing is written: what is dealt out over processes needs all of them to be read.
+    """
     from safetensors.numpy import save_file
 
-    def fetch(path: str, layer: int) -> np.ndarray:
+    def tensor(path: str, layer: int) -> np.ndarray:
         leaf = leaves[path]
-        values = np.asarray(leaf if path in _TOP else leaf[layer])
+        values = fetch(leaf if path in _TOP else leaf[layer])
         values = values.T if path.endswith("/kernel") else values
         return np.ascontiguousarray(values, dtype=jnp.dtype(dtype or leaf.dtype))
 
@@ -234,10 +238,14 @@ def write_tensors(
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {name: fetch(path, layer) for name, (path, layer) in shard.items()}
+        if folder is None:
+            for path, layer in shard.values():
+                tensor(path, layer)
+            continue
+        arrays = {name: tensor(path, layer) for name, (path, layer) in shard.items()}
         save_file(arrays, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
+    if folder is not None and len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2) + "\n", encoding="utf-8"

@@ -163,20 +163,17 @@ MIXED = examples_of(np.random.default_rng(1).integers(2, 20, 53).tolist())
 MIXED_DATA = Data(max_length=20, buckets=(6, 12))
 
 
-def test_hosts_hold_parts_of_the_same_batches():
+def test_parts_of_the_same_batches():
     whole = Batches(MIXED, 8, 5, MIXED_DATA)
-    for count in (1, 2, 4, 8):
-        shards = [whole.shard(index, count) for index in range(count)]
+    for rows in ([0, 1, 2, 3], [6, 7], [0, 3, 5], list(range(8))):
+        part = whole.only(rows)
         for step in range(2 * whole.steps_per_epoch):
-            parts = [shard.batch_at(step) for shard in shards]
-            joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-            assert equal(joined, whole.batch_at(step))
-    with pytest.raises(InputError, match="does not divide among 3"):
-        whole.shard(0, 3)
-    with pytest.raises(ValueError, match="part already"):
-        whole.shard(0, 2).shard(0, 2)
-    with pytest.raises(ValueError, match="process 2 of 2"):
-        whole.shard(2, 2)
+            expected, found = whole.batch_at(step), part.batch_at(step)
+            ids = expected.pop("record_ids")
+            np.testing.assert_array_equal(found.pop("record_ids"), ids)
+            assert equal(found, {name: array[rows] for name, array in expected.items()})
+    with pytest.raises(ValueError, match="of a batch of 8"):
+        whole.only([8])
 
 
 @pytest.mark.parametrize(("threads", "prefetch"), [(0, 0), (1, 1), (4, 16)])
