@@ -92,7 +92,7 @@ class Recorder:
         if not known:
             self._known_flops[shapes] = self._flops(placed)
         self._handle(timed=known)
-        work = (*throughput.work(batch, jax.process_count()), self._known_flops[shapes])
+        work = (*throughput.work(batch, placed["tokens"].shape), self._known_flops[shapes])
         self._pending = _Step(step, metrics, batch["record_ids"], work, known)
 
     def flush(self) -> None:

@@ -11,7 +11,7 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -123,11 +123,15 @@ class StepClock:
         self._since, self._waited = None, 0.0
 
 
-def work(batch: Mapping[str, np.ndarray], processes: int) -> tuple[int, int]:
-    """`(tokens, examples)` of a batch, padding left out, of which each process has such a part."""
+def work(batch: Mapping[str, np.ndarray], shape: Sequence[int]) -> tuple[int, int]:
+    """`(tokens, examples)` without padding of a step whose tokens are `shape`, `[A, B / A, L]`.
+
+    Of the B rows `batch` holds those that this process read; all parts are taken to be as full.
+    """
+    parts = shape[0] * shape[1] // len(batch["tokens"])
     tokens = int((batch["segment_ids"] > 0).sum())
     examples = int((batch["record_ids"] >= 0).sum())
-    return tokens * processes, examples * processes
+    return tokens * parts, examples * parts
 
 
 @functools.cache

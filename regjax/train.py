@@ -118,11 +118,11 @@ def train(
     for index, ready in enumerate(run.stages):
         stage = ready.stage
         start = params if stage.start == PREVIOUS else finished[stage.start]
-        profiler = Profiler(workdir / "profile" / stage.name, profile)
+        profiler = Profiler(workdir / "profile" / stage.name, profile if first else None)
         params, results["stages"][stage.name], speed = _run_stage(
             run, index, start, workdir, log, profiler
         )
-        if speed and not quiet:
+        if first and speed and not quiet:
             print(f"{stage.name}: {speed}", file=sys.stderr)
         if stage.name in {later.stage.start for later in run.stages[index + 1 :]}:
             finished[stage.name] = params
@@ -219,7 +219,7 @@ def _run_stage(
         ):
             evaluate(0)
         for batch in recorder.waiting(batches.only(rows.here).iterate(step, stage.steps)):
-            placed = rows.put({k: array for k, array in batch.items() if k != "record_ids"})
+            placed = rows.put({name: batch[name] for name in batch if name != "record_ids"})
             profiler.before(step + 1, recorder.flush)
             with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
                 state, metrics = update(state, frozen, placed)

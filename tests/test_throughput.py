@@ -89,7 +89,9 @@ def test_work_of_a_batch_leaves_padding_out():
         "segment_ids": np.array([[1, 1, 2, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
         "record_ids": np.array([[7, 3], [0, -1], [-1, -1]]),
     }
-    assert throughput.work(batch, processes=2) == (2 * 4, 2 * 3)
+    batch["tokens"] = np.zeros((3, 4))
+    assert throughput.work(batch, (1, 3, 4)) == (4, 3)
+    assert throughput.work(batch, (2, 3, 4)) == (2 * 4, 2 * 3)  # another process has as many rows
 
 
 @pytest.mark.parametrize(
