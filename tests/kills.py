@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from regjax import checkpoint
 
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -50,8 +52,15 @@ def arrays_of(workdir):
             found[f"{path.parent.parent.name} model {name}"] = array
     for folder in sorted(workdir.glob("*/checkpoints")):
         with checkpoint.open_manager(folder) as manager:
+            saved = folder.resolve() / str(manager.latest_step()) / "state"
+            # However many devices it was saved from.
+            target = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=HERE),
+                ocp.StandardCheckpointHandler().metadata(saved).tree,
+            )
             restored = manager.restore(
-                manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
+                manager.latest_step(),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
             )
         for path, leaf in tree_leaves_with_path(restored["state"]):
             name = f"{folder.parent.name} {manager.latest_step()} {keystr(path)}"
