@@ -23,7 +23,7 @@ class Memory:
     """Bytes on one chip while a program runs."""
 
     arguments: Mapping[str, int]
-    """What is passed in, by part; `padding` is what the chip's layout adds to them."""
+    """What is passed in, by part; `padding` is what the chip's layout adds, less what is not read."""
     outputs: int
     """Results that do not take the place of an argument."""
     temporaries: int

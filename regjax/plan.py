@@ -15,6 +15,7 @@ from regjax import chips, sharding, topology
 from regjax.chips import Chip
 from regjax.compiled import Costs, DoesNotFit, compile_program
 from regjax.data import Example, Examples, Task, load_task, task_codec
+from regjax.errors import InputError
 from regjax.experiment import Experiment
 from regjax.models.lora import Lora
 from regjax.prepare import Load, prepare
@@ -229,10 +230,13 @@ def remedies(experiment: Experiment, stage: str, target: str = "") -> Iterator[R
     devices = topology.tpu_devices(target) if target else jax.devices()
     chip = chips.find(devices[0].device_kind)
 
-    def attempt(change: str, flags: str, changed: Experiment) -> Remedy:
-        steps = [
-            one for one in _programs(changed, devices) if one.name == stage and one.kind == "step"
-        ]
+    def attempt(change: str, flags: str, changed: Experiment) -> Remedy | None:
+        try:
+            programs = _programs(changed, devices)
+        except InputError:
+            # Such as records that cannot be cut to shorter rows.
+            return None
+        steps = [one for one in programs if one.name == stage and one.kind == "step"]
         longest = max(steps, key=lambda one: one.length)
         result = compile_program(longest.lower, longest.parts, chip)
         return Remedy(change, flags, changed, Planned(longest, result, chip))
@@ -241,12 +245,16 @@ def remedies(experiment: Experiment, stage: str, target: str = "") -> Iterator[R
     for change, more, changed in _same_results(experiment, len(devices)):
         flags = f"{flags} {more}".strip()
         remedy = attempt(change, flags, changed)
+        if remedy is None:
+            continue
         yield remedy
         if remedy.planned.fits:
             return
         experiment = changed
     for change, more, changed in _other_results(experiment, stage):
-        yield attempt(change, f"{flags} {more}".strip() if more else "", changed)
+        remedy = attempt(change, f"{flags} {more}".strip() if more else "", changed)
+        if remedy is not None:
+            yield remedy
 
 
 Change = tuple[str, str, Experiment]
