@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from tests.kills import arrays_of_checkpoint, assert_same_bits  # noqa: E402
 
 CONFIG = ROOT / "tests" / "small_experiment.py"
-OPTIONS = ["--steps", "150", "--checkpoint-every", "5", "--eval-every", "50", "--log-every", "5"]
+OPTIONS = ["--steps", "60", "--checkpoint-every", "5", "--eval-every", "30", "--log-every", "5"]
 
 
 class Kill(NamedTuple):
@@ -52,10 +52,12 @@ class Kill(NamedTuple):
 class Job:
     """`regjax launch --local` of a training run, in a process of its own."""
 
-    def __init__(self, workdir: Path, processes: int, max_restarts: int = 0) -> None:
+    def __init__(
+        self, workdir: Path, processes: int, max_restarts: int = 0, config: Path = CONFIG
+    ) -> None:
         self.workdir, self.processes = workdir, processes
         command = [sys.executable, "-m", "regjax", "launch", "--local", str(processes)]
-        command += ["--max-restarts", str(max_restarts), "--", "train", str(CONFIG), *OPTIONS]
+        command += ["--max-restarts", str(max_restarts), "--", "train", str(config), *OPTIONS]
         self.process = subprocess.Popen(
             [*command, "--workdir", str(workdir)],
             cwd=ROOT,
