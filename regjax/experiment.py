@@ -11,13 +11,21 @@ from typing import Any, Literal
 from regjax.data import Data, Task, Template
 from regjax.errors import InputError
 from regjax.files import write_json
-from regjax.models import DecoderConfig
+from regjax.models import DecoderConfig, Execution
 from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
 from regjax.sharding import MeshShape
 from regjax.stages import Parallelism, ResolvedStage, Stage, check_stages, trainable_of
 
 MAIN = "main"
+
+EXECUTED = {
+    "dtype": "dtype",
+    "attention": "attention",
+    "rematerialisation": "rematerialisation",
+    "scan_layers": "layers",
+}
+"""Fields of a model's configuration that an experiment has in `execution`, and their names there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,9 @@ class Experiment:
 
     architecture: DecoderConfig = DecoderConfig()
     """The model to train from scratch; its vocabulary size is the tokenizer's."""
+
+    execution: Execution = Execution()
+    """How the model is computed: precision, attention, rematerialisation; `auto`: as the devices like it."""
 
     tokenizer: str = ""
     """Folder or hub id of a tokenizer; empty: the model's own, or one trained on the training texts."""
@@ -115,6 +126,13 @@ class Experiment:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be 1 or more")
+        for name, instead in EXECUTED.items():
+            value = getattr(self.architecture, name)
+            if value != getattr(DecoderConfig(), name):
+                raise InputError(
+                    f"architecture.{name} is {value!r}; how a model is computed is said in execution: "
+                    f"give execution.{instead}"
+                )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; it has to be in 0..2**32 - 1")
         if self.eval_every < 0:

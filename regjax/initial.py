@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from regjax import models, paths, sharding
 from regjax.errors import InputError
 from regjax.experiment import Experiment
 from regjax.models import Apply, DecoderConfig
+from regjax.models.config import Precision
 
 Model = tuple[Apply, dict[str, jax.Array], DecoderConfig | None]
 """Functions, parameters by path, and the configuration of a model of the library."""
@@ -44,16 +46,14 @@ def initial_model(
         if not weights:
             return apply, _shapes(params, placed), None
         return apply, {path: sharding.put(a, placed[path]) for path, a in params.items()}, None
-    choices = experiment.architecture
-    options: dict[str, Any] = {
-        "compute_dtype": choices.dtype,
-        "rematerialisation": choices.rematerialisation,
-        "scan_layers": choices.scan_layers,
-    }
     if experiment.model:
-        config = models.load_config(experiment.model, **options)
+        config = models.read_config(experiment.model)
     else:
-        config = dataclasses.replace(choices, vocabulary_size=_padded(len(tokenizer)))
+        size = _padded(len(tokenizer))
+        config = dataclasses.replace(experiment.architecture, vocabulary_size=size)
+    platform = mesh.devices.flat[0].platform
+    resolved = models.resolve_execution(config, experiment.execution, platform)
+    config = resolved.config
     if len(tokenizer) > config.vocabulary_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocabulary_size}: "
@@ -66,13 +66,32 @@ def initial_model(
         return paths.flatten(models.split(models.create(config, seed))[1])
 
     shapes = jax.eval_shape(new, 0)
+    dtype: Precision = "float32"
+    if experiment.model and not _trains_any(experiment, shapes):
+        dtype = resolved.frozen_dtype
+        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in shapes.items()}
     placed = sharding.place(shapes, mesh, rules)
     if not weights:
         return apply, _shapes(shapes, placed), config
     if experiment.model:
-        module = models.load(experiment.model, **options, mesh=mesh, rules=rules)
+        module = models.load(
+            experiment.model,
+            dtype=dtype,
+            compute_dtype=config.dtype,
+            attention=config.attention,
+            rematerialisation=config.rematerialisation,
+            scan_layers=config.scan_layers,
+            mesh=mesh,
+            rules=rules,
+        )
         return apply, paths.flatten(models.split(module)[1]), config
     return apply, jax.jit(new, out_shardings=placed)(experiment.seed), config
+
+
+def _trains_any(experiment: Experiment, params: Mapping[str, Any]) -> bool:
+    """Whether a stage trains any of the model's own parameters."""
+    patterns = [p for stage in experiment.stages for p in experiment.resolve(stage).trainable]
+    return any(paths.matches(path, patterns) for path in params)
 
 
 def _shapes(params: dict[str, Any], placed: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from regjax.compiled import Costs, DoesNotFit, compile_program
 from regjax.data import Example, Examples, Task, load_task, task_codec
 from regjax.errors import InputError
 from regjax.experiment import Experiment
+from regjax.models import DecoderConfig, resolve_execution
 from regjax.models.lora import Lora
 from regjax.prepare import Load, prepare
 from regjax.programs import Program, programs_of
@@ -242,7 +243,7 @@ def remedies(experiment: Experiment, stage: str, target: str = "") -> Iterator[R
         return Remedy(change, flags, changed, Planned(longest, result, chip))
 
     flags = ""
-    for change, more, changed in _same_results(experiment, len(devices)):
+    for change, more, changed in _same_results(experiment, devices):
         flags = f"{flags} {more}".strip()
         remedy = attempt(change, flags, changed)
         if remedy is None:
@@ -251,7 +252,7 @@ def remedies(experiment: Experiment, stage: str, target: str = "") -> Iterator[R
         if remedy.planned.fits:
             return
         experiment = changed
-    for change, more, changed in _other_results(experiment, stage):
+    for change, more, changed in _other_results(experiment, stage, devices):
         remedy = attempt(change, f"{flags} {more}".strip() if more else "", changed)
         if remedy is not None:
             yield remedy
@@ -260,9 +261,15 @@ def remedies(experiment: Experiment, stage: str, target: str = "") -> Iterator[R
 Change = tuple[str, str, Experiment]
 
 
-def _same_results(experiment: Experiment, devices: int) -> Iterator[Change]:
+def _executed(experiment: Experiment, devices: Sequence[Any]) -> DecoderConfig:
+    """A decoder's configuration in which is said how the experiment's model is computed."""
+    platform = devices[0].platform
+    return resolve_execution(DecoderConfig(), experiment.execution, platform).config
+
+
+def _same_results(experiment: Experiment, devices: Sequence[Any]) -> Iterator[Change]:
     """Changes that leave results as they are up to rounding, each on top of the last."""
-    if experiment.mesh.fsdp == 1 and devices > 1:
+    if experiment.mesh.fsdp == 1 and len(devices) > 1:
         tensor = experiment.mesh.tensor
         experiment = dataclasses.replace(experiment, mesh=MeshShape(1, -1, tensor))
         yield (
@@ -270,11 +277,11 @@ def _same_results(experiment: Experiment, devices: int) -> Iterator[Change]:
             "--mesh.data 1 --mesh.fsdp -1",
             experiment,
         )
-    if experiment.architecture.rematerialisation != "full":
-        architecture = dataclasses.replace(experiment.architecture, rematerialisation="full")
-        experiment = dataclasses.replace(experiment, architecture=architecture)
-        yield "compute layers again", "--architecture.rematerialisation full", experiment
-    parts = devices // experiment.mesh.tensor
+    if _executed(experiment, devices).rematerialisation != "full":
+        execution = dataclasses.replace(experiment.execution, rematerialisation="full")
+        experiment = dataclasses.replace(experiment, execution=execution)
+        yield "compute layers again", "--execution.rematerialisation full", experiment
+    parts = len(devices) // experiment.mesh.tensor
     for factor in (2, 4):
         pieces = experiment.accumulation * factor
         if experiment.batch_size % (pieces * parts) == 0:
@@ -282,12 +289,12 @@ def _same_results(experiment: Experiment, devices: int) -> Iterator[Change]:
             yield f"{pieces} micro-batches", f"--accumulation {pieces}", changed
 
 
-def _other_results(experiment: Experiment, stage: str) -> Iterator[Change]:
+def _other_results(experiment: Experiment, stage: str, devices: Sequence[Any]) -> Iterator[Change]:
     """Changes, each on its own, that change what is computed."""
-    if experiment.architecture.dtype == "float32":
-        architecture = dataclasses.replace(experiment.architecture, dtype="bfloat16")
-        changed = dataclasses.replace(experiment, architecture=architecture)
-        yield "products in bfloat16", "--architecture.dtype bfloat16", changed
+    if _executed(experiment, devices).dtype == "float32":
+        execution = dataclasses.replace(experiment.execution, dtype="bfloat16")
+        changed = dataclasses.replace(experiment, execution=execution)
+        yield "products in bfloat16", "--execution.dtype bfloat16", changed
     chosen = next(one for one in experiment.stages if one.name == stage)
     if (chosen.optimizer or experiment.optimizer).name == "adamw":
         rule = dataclasses.replace(

@@ -19,7 +19,7 @@ from tests.small_experiment import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "tests" / "small_experiment.py")
-COMMANDS = ("train", "eval", "predict", "export", "plot", "grid", "launch")
+COMMANDS = ("train", "eval", "predict", "plan", "export", "plot", "grid", "launch")
 
 
 def call(capsys, *arguments):
@@ -288,7 +288,7 @@ FIELDS = (
     "--data.score-field", "--data.train", "--template.prompt", "--template.response",
     "--optimizer.name", "--optimizer.learning-rate", "--optimizer.warmup", "--optimizer.clip-norm",
     "--optimizer.b1", "--optimizer.weight-decay", "--optimizer.schedule", "--architecture.layers",
-    "--architecture.head-dim", "--architecture.attention-pattern", "--architecture.dtype",
+    "--architecture.head-dim", "--architecture.attention-pattern", "--execution.dtype",
 )  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from(

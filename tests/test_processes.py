@@ -21,7 +21,7 @@ for name in names:
     train(experiment, pathlib.Path(workdir) / name, mesh=mesh, quiet=True)
     print(name, "rows", sharding.RowLayout(mesh, 16, 2).here.tolist())
 
-loaded = models.load(golden, mesh=mesh, rules=sharding.rules_for(models.load_config(golden), mesh))
+loaded = models.load(golden, mesh=mesh, rules=sharding.rules_for(models.read_config(golden), mesh))
 own = paths.flatten(models.split(models.load(golden))[1])
 for path, leaf in paths.flatten(models.split(loaded)[1]).items():
     np.testing.assert_array_equal(sharding.fetch(leaf), own[path])

@@ -4,7 +4,7 @@ from regjax.models.apply import Apply, Cache, ProjectingHead, from_function, spl
 from regjax.models.config import DecoderConfig, RopeScaling
 from regjax.models.decoder import Decoder, create
 from regjax.models.execution import Execution, Resolved, resolve_execution
-from regjax.models.hf import load, load_config, read_config, resolve, save
+from regjax.models.hf import load, read_config, resolve, save
 from regjax.models.lora import Lora, create_lora, merge_lora, unmerge_lora, with_lora
 from regjax.models.lora_files import LoraOrigin, load_lora, save_lora
 from regjax.models.prompt import SoftPrompt, create_prompt, with_prompts, without_prompts
@@ -28,7 +28,6 @@ __all__ = [
     "create_prompt",
     "from_function",
     "load",
-    "load_config",
     "load_lora",
     "load_prompt",
     "merge_lora",

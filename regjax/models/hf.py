@@ -90,27 +90,6 @@ def read_config(path: str | Path) -> DecoderConfig:
     return config_from_json(read_json(place), str(place))
 
 
-def load_config(
-    path: str | Path,
-    *,
-    compute_dtype: Precision = "float32",
-    rematerialisation: Rematerialisation = "none",
-    scan_layers: bool = True,
-) -> DecoderConfig:
-    """The configuration in a folder's (or hub id's) `config.json`, with the choices of `load`.
-
-    Raises:
-        InputError: an architecture or option that is unknown; the message names it.
-    """
-    folder = resolve(path)
-    return dataclasses.replace(
-        read_config(folder),
-        dtype=compute_dtype,
-        rematerialisation=rematerialisation,
-        scan_layers=scan_layers,
-    )
-
-
 def load(
     path: str | Path,
     *,
