@@ -9,7 +9,7 @@ their first losses are compared; all clip the gradient to norm 1 and take a step
 Each side has a process of its own on the same two cores. The sides take turns, a step each; printed
 are medians and ratios. Memory is what was resident at most during a step (VmHWM of Linux) less what was
 before the model was loaded, and the same without the parameters and AdamW's two moments, which
-all sides hold. Utilisation is model flops (`regjax.flops`, what regjax's step needs) by time, as a share
+all sides hold. Utilisation is model flops (`regjax.model_flops`, what regjax's step needs) by time, as a share
 of the best that a product of matrices reached in regjax's and in torch's process.
 
     python benchmarks/train_step.py [--repeats 7] [--objectives raft] [--vocabularies 152000]
@@ -73,8 +73,7 @@ def on_regjax(given: argparse.Namespace) -> tuple[Step, dict[str, float]]:
     import jax
     import jax.numpy as jnp
 
-    from regjax import losses, models, optim, paths, sharding
-    from regjax.flops import update_flops
+    from regjax import losses, model_flops, models, optim, paths, sharding
     from regjax.objectives import Raft, Sft
     from regjax.objectives.objective import weighted
     from regjax.stages import init_state, make_update
@@ -103,7 +102,9 @@ def on_regjax(given: argparse.Namespace) -> tuple[Step, dict[str, float]]:
     update = make_update(model, objective, optimizer, grid, seed=0, sharding=everywhere)
     numbers = make_batch(given.rows, given.length, given.vocabulary)
     batch = {name: jnp.asarray(array)[None] for name, array in numbers.items()}
-    flops = update_flops(model, objective, grid, params, {}, batch)
+    through_head = 1 if given.objective == "raft" else given.length
+    row = model_flops.training(module.config, given.length, through_head, params)
+    flops = given.rows * row
     size = sum(array.size for array in params.values())
     del module, nested, params
 

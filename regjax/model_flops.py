@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from regjax.models import DecoderConfig
+from regjax.objectives import Sft
+from regjax.token_grid import TokenGrid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +75,27 @@ def training(config: DecoderConfig, length: int, head_rows: int, trained: Iterab
     layers = any(path.startswith("layers/") and path.endswith("/kernel") for path in paths)
     gradient = once.kernels * layers + once.head * ("head/kernel" in paths or tied)
     return once.total + (once.kernels + 2 * once.attention + once.head) + gradient
+
+
+def of_row(
+    config: DecoderConfig,
+    objective: Any,
+    codec: TokenGrid | None,
+    batch: Mapping[str, Any],
+    trained: Iterable[str],
+) -> float:
+    """Operations of one row of a training step, of arrays or shapes `[..., L]` and `[..., S]`.
+
+    An objective that is not known here counts as one that reads the scores, or the labels where there
+    is no codec.
+    """
+    length, labels, slots = (
+        batch[key].shape[-1] for key in ("tokens", "labels", "score_positions")
+    )
+    if isinstance(objective, Sft) or codec is None:
+        rows = length if getattr(objective, "tokens", "") == "all" else labels
+        return training(config, length, rows, trained)
+    if codec.single_token:
+        return training(config, length, slots, trained)
+    candidates, most = codec.tokens.shape
+    return candidates * training(config, length + most, most, trained)

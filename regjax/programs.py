@@ -14,7 +14,6 @@ from regjax import model_flops, optim, paths, prompting, scoring, sharding
 from regjax.data import Batches
 from regjax.data.rows import round_up
 from regjax.models import Apply, DecoderConfig
-from regjax.objectives import Sft
 from regjax.optim import Optimizer
 from regjax.prepare import Prepared, PreparedStage
 from regjax.stages import abstract_state, make_update, sharding_of
@@ -110,30 +109,10 @@ def training_step(
             "batch": placed,
         },
         lower,
-        None if config is None else rows * _row_flops(config, objective, codec, batch, [*trained]),
+        None
+        if config is None
+        else rows * model_flops.of_row(config, objective, codec, batch, trained),
     )
-
-
-def _row_flops(
-    config: DecoderConfig,
-    objective: Any,
-    codec: TokenGrid | None,
-    batch: Mapping[str, jax.ShapeDtypeStruct],
-    trained: list[str],
-) -> float:
-    """Model flops of one row of a step.
-
-    An objective that is not known here counts as one that reads the scores, or the labels where there
-    is no codec.
-    """
-    length, labels, slots = (batch[key].shape[1] for key in ("tokens", "labels", "score_positions"))
-    if isinstance(objective, Sft) or codec is None:
-        rows = length if getattr(objective, "tokens", "") == "all" else labels
-        return model_flops.training(config, length, rows, trained)
-    if codec.single_token:
-        return model_flops.training(config, length, slots, trained)
-    candidates, most = codec.tokens.shape
-    return candidates * model_flops.training(config, length + most, most, trained)
 
 
 def scorer(

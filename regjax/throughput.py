@@ -8,6 +8,7 @@ loop, evaluations, checkpoints and compilation left out.
 from __future__ import annotations
 
 import functools
+import math
 import resource
 import sys
 import time
@@ -18,28 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PREFIX = "speed/"
+from regjax import chips
 
-# Dense bfloat16 (float16 before Ampere) peaks of a device as JAX counts devices, from the makers'
-# data sheets; the first name that `device_kind` contains.
-PEAKS = {
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
+PREFIX = "speed/"
 
 
 class Step(NamedTuple):
@@ -52,7 +34,7 @@ class Step(NamedTuple):
     """Without padding."""
     examples: int
     flops: float
-    """Model flops, see `flops.training_flops`; of all rows, padding too."""
+    """Model flops, see `regjax.model_flops`; of all rows, padding too. NaN where they are not known."""
 
 
 def figures(steps: Iterable[Step], peak: float) -> dict[str, float]:
@@ -60,7 +42,7 @@ def figures(steps: Iterable[Step], peak: float) -> dict[str, float]:
 
     `tokens_per_second`, `examples_per_second`: sums over all steps by the sum of their seconds;
     `step_seconds_p50`, `_p90`, `_p99`: percentiles; `data_wait_share`: of the time, in 0..1;
-    `model_flops_utilization`: flops by seconds and `peak`, in 0..1.
+    `model_flops_utilization`: flops by seconds and `peak`, in 0..1, where the flops are known.
 
     >>> found = figures([Step(2.0, 0.5, 100, 4, 3e9), Step(2.0, 0.0, 60, 4, 3e9)], peak=6e9)
     >>> found["tokens_per_second"], found["data_wait_share"], found["model_flops_utilization"]
@@ -71,15 +53,17 @@ def figures(steps: Iterable[Step], peak: float) -> dict[str, float]:
         return {}
     seconds, waited, tokens, examples, flops = columns.sum(0)
     p50, p90, p99 = np.percentile(columns[:, 0], [50, 90, 99])
-    return {
+    found = {
         "tokens_per_second": float(tokens / seconds),
         "examples_per_second": float(examples / seconds),
         "step_seconds_p50": float(p50),
         "step_seconds_p90": float(p90),
         "step_seconds_p99": float(p99),
         "data_wait_share": float(waited / seconds),
-        "model_flops_utilization": float(flops / seconds / peak),
     }
+    if not math.isnan(flops):
+        found["model_flops_utilization"] = float(flops / seconds / peak)
+    return found
 
 
 Batch = TypeVar("Batch")
@@ -142,9 +126,9 @@ def peak_flops() -> float:
     matrices reaches when it is measured for 0.3 seconds (float32 on processors), once in a process.
     """
     device = jax.local_devices()[0]
-    known = next((peak for name, peak in PEAKS.items() if name in device.device_kind), None)
-    if known is not None:
-        return known * jax.device_count()
+    chip = chips.find(device.device_kind)
+    if chip is not None:
+        return chip.flops * jax.device_count()
     if device.platform == "cpu":  # all devices of a process share its cores
         return measured_peak(1024, jnp.float32) * jax.process_count()
     return measured_peak(8192, jnp.bfloat16) * jax.device_count()
@@ -180,9 +164,10 @@ def sentence(found: Mapping[str, float], memory: int) -> str:
     MFU 50.0 %, 3.2 GB at most
     """
     p50, p90, p99 = (found[f"step_seconds_p{rank}"] for rank in (50, 90, 99))
+    mfu = found.get("model_flops_utilization")
     return (
         f"{found['tokens_per_second']:,.0f} tokens/s, {found['examples_per_second']:.1f} examples/s, "
         f"steps of {p50:.3g} s (90 %: {p90:.3g}, 99 %: {p99:.3g}), waiting for data "
-        f"{100 * found['data_wait_share']:.1f} %, MFU {100 * found['model_flops_utilization']:.1f} %, "
-        f"{memory / 1e9:.1f} GB at most"
+        f"{100 * found['data_wait_share']:.1f} %, "
+        f"{'' if mfu is None else f'MFU {100 * mfu:.1f} %, '}{memory / 1e9:.1f} GB at most"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from regjax import (
     adapting,
     checkpoint,
     compilation,
+    model_flops,
     optim,
     paths,
     preemption,
@@ -27,7 +29,6 @@ from regjax.data import Batches
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
 from regjax.files import write_json
-from regjax.flops import update_flops
 from regjax.log import Log, print_table, progress
 from regjax.models import Apply
 from regjax.prepare import (
@@ -182,12 +183,9 @@ def _run_stage(
         contextlib.closing(profiler),
         preemption.watch() as stop,
     ):
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
         recorder = Recorder(
             log, stage.name, experiment, stage.steps, ready.splits.train, advance,
-            lambda batch: update_flops(
-                ready.model, stage.objective, ready.codec, shapes, frozen, batch
-            ),
+            lambda batch: _flops(run, ready, batch, [*trained]),
         )  # fmt: skip
 
         # resume
@@ -253,6 +251,15 @@ def _run_stage(
     params = {**frozen, **state.params}
     result = finish_stage(run, index, params, step, evaluation, folder)
     return params, result, recorder.summary
+
+
+def _flops(run: Prepared, ready: PreparedStage, batch: Mapping[str, Any], trained: Any) -> float:
+    """Model flops of a step on `batch`; NaN of a model that the caller brought."""
+    if run.config is None:
+        return math.nan
+    objective = ready.stage.objective
+    row = model_flops.of_row(run.config, objective, ready.codec, batch, trained)
+    return row * math.prod(batch["tokens"].shape[:-1])
 
 
 def _due(step: int, every: int) -> bool:

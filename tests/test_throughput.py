@@ -33,6 +33,9 @@ def test_figures_of_ten_steps():
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-12), name
     assert figures([], peak=1.0) == {}
+    unknown = figures([step._replace(flops=math.nan) for step in steps], peak=16.0)
+    del expected["model_flops_utilization"]
+    assert unknown == pytest.approx(expected, rel=1e-12)
 
 
 class Time:
@@ -98,15 +101,10 @@ def test_work_of_a_batch_leaves_padding_out():
     ("kind", "peak"),
     [
         ("TPU v5 lite", 197e12),
-        ("TPU v5p", 459e12),
         ("TPU v5", 459e12),
         ("TPU v6 lite", 918e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA L40S", 362e12),
-        ("NVIDIA L4", 121e12),
-        ("Tesla T4", 65e12),
     ],
 )
 def test_peaks_of_known_chips(monkeypatch, kind, peak):
