@@ -3,11 +3,9 @@
 import dataclasses
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -15,7 +13,7 @@ from safetensors.numpy import load_file
 import regjax
 from regjax.log import read_log
 from regjax.optim import Optimizer
-from tests.kills import ROOT
+from tests.processes import ROOT, run_in_processes
 from tests.small_experiment import experiment
 
 STATE = """
@@ -55,10 +53,7 @@ with checkpoint.open_manager(folder) as manager:
 """
 
 RESTORE = """
-shape, index, port = [int(n) for n in sys.argv[2].split(",")], int(sys.argv[3]), sys.argv[4]
-if index >= 0:
-    jax.distributed.initialize(f"localhost:{port}", 2, index)
-    assert jax.process_count() == 2 and jax.device_count() == 4
+shape = [int(n) for n in sys.argv[2].split(",")]
 shapes = jax.tree.map(
     lambda array, place: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
     parts(0), places(*shape),
@@ -66,7 +61,7 @@ shapes = jax.tree.map(
 with checkpoint.open_manager(folder) as manager:
     state, data = checkpoint.restore(manager, shapes)
     step = manager.latest_step()
-    assert step == int(sys.argv[5]) and data == {"step": step, "sums": [0.1 + 0.2]}
+    assert step == int(sys.argv[3]) and data == {"step": step, "sums": [0.1 + 0.2]}
 
     def check(state):
         for array, expected in zip(jax.tree.leaves(state), jax.tree.leaves(parts(step)), strict=True):
@@ -81,34 +76,22 @@ with checkpoint.open_manager(folder) as manager:
 """
 
 
-def run(code, folder, *arguments, devices):
-    command = [sys.executable, "-c", STATE + code, str(folder), *map(str, arguments)]
-    return subprocess.Popen(
-        command,
+def run(code, *arguments, devices):
+    """In one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
     )
-
-
-def finish(processes):
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(said)
-    return said
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    finish([run(SAVE, folder, devices=4)])
+    run(STATE + SAVE, folder, devices=4)
     return folder
 
 
@@ -117,14 +100,14 @@ def saved(tmp_path_factory):
 )
 def test_restored_onto_other_devices_bit_for_bit(saved, tmp_path, devices, shape):
     shutil.copytree(saved, tmp_path / "run")
-    finish([run(RESTORE, tmp_path / "run", shape, -1, 0, 7, devices=devices)])
+    run(STATE + RESTORE, tmp_path / "run", shape, 7, devices=devices)
 
 
 @pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("shape", ["1,4,1", "2,1,2"])
 def test_restored_onto_two_processes_of_two_devices(saved, tmp_path, shape, damaged):
     """Where the newest is damaged both go back to the one before, and one of them says so."""
-    folder, port = tmp_path / "run", free_port()
+    folder = tmp_path / "run"
     shutil.copytree(saved, folder)
     if damaged:
         values = max((folder / "7" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
@@ -132,8 +115,7 @@ def test_restored_onto_two_processes_of_two_devices(saved, tmp_path, shape, dama
         content[len(content) // 2] ^= 4
         values.write_bytes(content)
     step = 3 if damaged else 7
-    started = [run(RESTORE, folder, shape, i, port, step, devices=2) for i in range(2)]
-    said = finish(started)
+    said = run_in_processes(STATE + RESTORE, folder, shape, step, count=2, devices=2)
     assert ["is damaged" in text for text in said] == [damaged, False]
 
 
@@ -146,26 +128,22 @@ FEW = dataclasses.replace(
 )
 
 
-def train(workdir, steps, devices, *arguments):
-    """`FEW`, in a process with as many devices."""
-    code = (
-        "import dataclasses, sys; from regjax import train, sharding; "
-        "from tests.test_layouts import FEW; shape = sharding.MeshShape(*map(int, sys.argv[3:])); "
-        "train(dataclasses.replace(FEW, steps=int(sys.argv[2]), mesh=shape), sys.argv[1], quiet=True)"
-    )
-    command = [sys.executable, "-c", code, str(workdir), str(steps), *map(str, arguments)]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+TRAIN = """
+import dataclasses, sys
+from regjax import sharding, train
+from tests.test_layouts import FEW
+shape = sharding.MeshShape(*map(int, sys.argv[3].split(",")))
+train(dataclasses.replace(FEW, steps=int(sys.argv[2]), mesh=shape), sys.argv[1], quiet=True)
+"""
 
 
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory):
     """`(stopped after 5 steps, after 10)`, on four devices."""
     folder = tmp_path_factory.mktemp("half_way")
-    train(folder / "half", 5, 4, 1, 2, 2)
+    run(TRAIN, folder / "half", 5, "1,2,2", devices=4)
     shutil.copytree(folder / "half", folder / "whole")
-    train(folder / "whole", 10, 4, 1, 2, 2)
+    run(TRAIN, folder / "whole", 10, "1,2,2", devices=4)
     return folder / "half", folder / "whole"
 
 
@@ -175,15 +153,19 @@ def losses(workdir):
     }
 
 
-@pytest.mark.parametrize(("devices", "shape"), [(1, (1, 1, 1)), (2, (2, 1, 1)), (8, (1, 4, 2))])
-def test_a_run_goes_on_on_other_devices(half_way, tmp_path, devices, shape):
+@pytest.mark.parametrize(
+    ("processes", "devices", "shape"),
+    [(1, 1, "1,1,1"), (1, 2, "2,1,1"), (1, 8, "1,4,2"), (2, 2, "2,2,1")],
+)
+def test_a_run_goes_on_on_other_devices(half_way, tmp_path, processes, devices, shape):
     """The losses of the steps that follow are those of the run that stayed: the same rows, in order."""
     half, whole = half_way
     shutil.copytree(half, tmp_path / "run")
-    if devices == jax.device_count():
-        regjax.train(dataclasses.replace(FEW, steps=10), tmp_path / "run", quiet=True)
+    arguments = (tmp_path / "run", 10, shape)
+    if processes > 1:
+        run_in_processes(TRAIN, *arguments, count=processes, devices=devices)
     else:
-        train(tmp_path / "run", 10, devices, *shape)
+        run(TRAIN, *arguments, devices=devices)
     before, expected, found = losses(half), losses(whole), losses(tmp_path / "run")
     assert list(found) == list(expected) == list(range(1, 11))
     assert all(found[step] == before[step] for step in before)
