@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from regjax import models
+from regjax import models, topology
 from regjax.models import splash
 from regjax.models.attention import attend, causal_mask
 from regjax.sharding import AXES
@@ -123,15 +123,11 @@ def test_a_decoder_with_splash_is_the_same_function(remat, scan, monkeypatch):
 
 
 @pytest.fixture
-def tpu_devices(monkeypatch):
+def tpu_devices():
     """Four chips that need not be there: the compiler is libtpu's own."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, the TPU compiler, is not installed (pip install regjax[tpu])")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    from jax.experimental import topologies
-
-    return np.array(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
+    return np.array(topology.tpu_devices("v5e:2x2"))
 
 
 @pytest.mark.parametrize(
