@@ -64,9 +64,12 @@ def _flops(here: Computation, one: Instruction) -> float:
 def _kernel_flops(one: Instruction) -> float:
     products = next((n for name, n in SPLASH_PRODUCTS.items() if one.name.startswith(name)), 0)
     if products:
-        shapes = re.findall(r"\w+\[(\d+),(\d+),(\d+),(\d+)\]", one.attributes)
-        rows, heads, length, size = map(int, shapes[0])
-        return float(products * rows * heads * length * length * size)
+        # The first operand of floating point is the queries, `[..., L, C]`.
+        query = re.search(
+            r"\b(?:bf16|f16|f32)\[([\d,]+)\]", one.attribute("operand_layout_constraints")
+        )
+        *outer, length, size = integers(query[1]) if query else (0, 0)
+        return float(products * math.prod(outer) * length * length * size)
     stated = re.search(r'"flops":"?(\d+)', one.attributes)
     return float(stated[1]) if stated else 0.0
 

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from regjax import models
+from regjax import models, topology
 from regjax.models import splash
 from regjax.models.attention import attend, causal_mask
 from regjax.sharding import AXES
@@ -139,20 +139,11 @@ def test_a_mesh_changes_nothing():
 
 
 @pytest.fixture
-def tpu_devices(monkeypatch):
+def tpu_devices():
     """Four chips that need not be there: the compiler is libtpu's own."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, the TPU compiler, is not installed (pip install regjax[tpu])")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    from jax.experimental import topologies
-
-    # What is compiled for absent devices cannot be read from the cache again: let it not be written.
-    option = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[option]
-    jax.config.update(option, float("inf"))
-    yield np.array(topologies.get_topology_desc("v5e:2x2", "tpu").devices)
-    jax.config.update(option, before)
+    return np.array(topology.tpu_devices("v5e:2x2"))
 
 
 @pytest.mark.parametrize(
