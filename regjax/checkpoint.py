@@ -145,10 +145,19 @@ def checksum(params: Mapping[str, jax.Array]) -> jax.Array:
     for index, path in enumerate(sorted(params)):
         array = params[path]
         words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
-        words = words.astype(jnp.uint32).ravel()
-        places = jnp.arange(words.size, dtype=jnp.uint32) * 2 + 1
-        total = total * 31 + (words * places).sum(dtype=jnp.uint32) + index
+        words = words.astype(jnp.uint32) * (_indices(array.shape) * 2 + 1)
+        total = total * 31 + words.sum(dtype=jnp.uint32) + index
     return total
+
+
+def _indices(shape: tuple[int, ...]) -> jax.Array:
+    """Row-major indices modulo 2**32; of the array's shape, so that one dealt out stays so."""
+    found, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        step = jnp.uint32(stride % 2**32)
+        found += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * step
+        stride *= shape[axis]
+    return found
 
 
 def save_params(folder: Path, params: Mapping[str, jax.Array]) -> None:

@@ -15,7 +15,7 @@ from regjax.models import DecoderConfig
 from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
 from regjax.sharding import MeshShape
-from regjax.stages import ResolvedStage, Stage, check_stages
+from regjax.stages import Parallelism, ResolvedStage, Stage, check_stages
 
 MAIN = "main"
 
@@ -88,6 +88,10 @@ class Experiment:
 
     mesh: MeshShape = MeshShape()
     """How the devices are arranged; by default each has all parameters and its share of the rows."""
+
+    parallelism: Parallelism = "jit"
+    """`jit` over the mesh, or the same update replicated under `pmap`, which takes one process and a mesh
+    of `data` alone."""
 
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where numbers go besides `log.jsonl`; each needs the extra of its name."""

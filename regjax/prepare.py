@@ -136,6 +136,13 @@ def prepare(
         else:
             listed.unlink(missing_ok=True)
     mesh = sharding.make_mesh(experiment.mesh) if mesh is None else mesh
+    if experiment.parallelism == "pmap" and (
+        jax.process_count() > 1 or mesh.shape["data"] != mesh.size
+    ):
+        raise InputError(
+            "parallelism 'pmap' replicates the parameters on the devices of one process: leave "
+            "mesh.fsdp and mesh.tensor at 1, and use 'jit' over several processes"
+        )
     rows, parts = experiment.batch_size // experiment.accumulation, sharding.row_parts(mesh)
     if rows % parts:
         raise InputError(

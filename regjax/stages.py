@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,9 @@ from regjax.models.prompt import SoftPrompt
 from regjax.optim import Optimizer
 from regjax.sharding import follow, known_inside, replicated
 from regjax.token_grid import TokenGrid
+
+DEVICES = "devices"
+"""Axis of `jax.pmap`."""
 
 PREVIOUS, INITIAL = "previous", "initial"
 DECISIONS = ("mean", "median", "mode")
@@ -212,6 +216,8 @@ def _float32(tree):
 Sharding: TypeAlias = NamedSharding | TrainState
 """Of a state: one for all of it, or one for each array."""
 
+Parallelism: TypeAlias = Literal["jit", "pmap"]
+
 Update = Callable[[TrainState, Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]
 
 
@@ -223,6 +229,7 @@ def make_update(
     *,
     seed: int,
     sharding: Sharding,
+    parallelism: Parallelism = "jit",
 ) -> Update:
     """The compiled step `(state, frozen, batch) -> (state, metrics)`.
 
@@ -237,6 +244,10 @@ def make_update(
 
     The state stays where `sharding` says: one for all of it, or one for each array (`sharding_of`). The
     objective sees arrays of the whole batch, and finds their mesh by `regjax.sharding.current_mesh()`.
+
+    With `parallelism="pmap"` the state is replicated and `jax.pmap` runs the same update on every
+    device, whose objective sees the device's rows alone; sums, weights and gradients are added over the
+    devices before anything is divided, so that both give the same numbers.
     """
     mesh = jax.tree.leaves(sharding)[0].mesh
 
@@ -264,9 +275,13 @@ def make_update(
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
         return total
 
-    def update(state: TrainState, frozen, batch):
+    def update(state: TrainState, frozen, batch, axis: str | None = None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         grads, sums = accumulate(state.params, frozen, batch, key)
+        if axis is not None:
+            grads, sums = jax.lax.psum((grads, sums), axis)
         total, weight = sums["loss"]
         scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), 0)
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -287,9 +302,37 @@ def make_update(
         metrics = {name: jnp.stack(pair) for name, pair in metrics.items()}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
+    if parallelism == "pmap":
+        return _replicated(update, mesh)
+
     def on_mesh(state: TrainState, frozen, batch):
         with known_inside(mesh):
             return update(state, frozen, batch)
 
     everywhere = replicated(mesh)
     return jax.jit(on_mesh, donate_argnums=0, out_shardings=(sharding, everywhere))
+
+
+def _replicated(update: Callable, mesh: Mesh) -> Update:
+    """`update` under `jax.pmap`, its batch `[A, B / A, ...]` split among the devices."""
+    count = mesh.devices.size
+    on_devices = jax.pmap(
+        functools.partial(update, axis=DEVICES),
+        axis_name=DEVICES,
+        in_axes=(None, None, 1),
+        out_axes=None,
+        donate_argnums=0,
+        devices=list(mesh.devices.flat),
+    )
+
+    @jax.jit
+    def split(batch):
+        return {
+            name: array.reshape(array.shape[0], count, -1, *array.shape[2:])
+            for name, array in batch.items()
+        }
+
+    def on_batch(state: TrainState, frozen, batch):
+        return on_devices(state, frozen, split(dict(batch)))
+
+    return on_batch

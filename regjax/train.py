@@ -137,6 +137,7 @@ def _run_stage(
         ready.codec,
         seed=_stage_seed(experiment.seed, index),
         sharding=state_places,
+        parallelism=experiment.parallelism,
     )
     evaluation = StageEvaluation(run, index)
 

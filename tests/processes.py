@@ -15,7 +15,7 @@ del sys.argv[1:4]
 """
 
 
-def run_in_processes(code, *arguments, count, devices=1, timeout=300):
+def run_in_processes(code, *arguments, count, devices=1, timeout=900):
     """Runs `code` in `count` processes of `devices` CPU devices each; all have to end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,6 +37,8 @@ def run_in_processes(code, *arguments, count, devices=1, timeout=300):
     finally:
         for process in processes:
             process.kill()
+            process.wait()
+            process.stdout.close()
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
     return outputs

@@ -219,6 +219,8 @@ OVERRIDES = {
     ("--stages.1.select", "rmse"): "select 'rmse'",
     ("--stages.1.trainable", "("): "not a regular expression",
     ("--optimizer.learning-rate", "nan"): "learning_rate is nan",
+    ("--mesh.fsdp", "4096"): "mesh of data -1, fsdp 4096, tensor 1",
+    ("--parallelism", "xmap"): "xmap",
     ("--data.train", "none.jsonl"): "none.jsonl: no such file",
     ("--data.train", "none.txt"): "unknown kind of file",
     ("--data.score-field", "stars"): "'stars'",

@@ -13,31 +13,32 @@ from regjax.log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = (1, 2, 8)
-SIZES = [
-    (data, fsdp, count // data // fsdp)
+MESHES = [
+    f"{data}x{fsdp}x{count // data // fsdp}"
     for count in COUNTS
     for data in (1, 2, 4, 8)
     for fsdp in (1, 2, 4, 8)
     if count % (data * fsdp) == 0
 ]
 
+RUNS = [*MESHES, "pmap 2x1x1", "pmap 8x1x1"]
+
 RUN = """
-import pathlib, sys
+import dataclasses, pathlib, sys
 import jax
 from regjax import sharding
 from regjax.train import train
 from tests.mesh_experiment import experiment
 
 for name in sys.argv[2:]:
-    sizes = tuple(map(int, name.split("x")))
+    *parallelism, sizes = name.split(" ")
+    if parallelism:
+        experiment = dataclasses.replace(experiment, parallelism=parallelism[0])
+    sizes = tuple(map(int, sizes.split("x")))
     devices = jax.devices()[: sizes[0] * sizes[1] * sizes[2]]
     mesh = sharding.make_mesh(sharding.MeshShape(*sizes), devices)
     train(experiment, pathlib.Path(sys.argv[1]) / name, mesh=mesh, quiet=True)
 """
-
-
-def name_of(sizes):
-    return "x".join(map(str, sizes))
 
 
 def numbers(workdir):
@@ -88,18 +89,18 @@ def predictions(workdir):
 def runs(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("meshes")
     subprocess.run(
-        [sys.executable, "-c", RUN, str(workdir), *map(name_of, SIZES)],
+        [sys.executable, "-c", RUN, str(workdir), *RUNS],
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         check=True,
     )
-    return {sizes: workdir / name_of(sizes) for sizes in SIZES}
+    return {name: workdir / name for name in RUNS}
 
 
 def test_all_arrangements_are_tried():
-    assert len(SIZES) == 1 + 3 + 10
+    assert len(MESHES) == 1 + 3 + 10
 
 
-@pytest.mark.parametrize("sizes", SIZES[1:], ids=name_of)
-def test_the_mesh_changes_no_number(runs, sizes):
-    assert_same_numbers(runs[sizes], runs[SIZES[0]])
+@pytest.mark.parametrize("name", RUNS[1:])
+def test_neither_mesh_nor_pmap_changes_a_number(runs, name):
+    assert_same_numbers(runs[name], runs["1x1x1"])

@@ -1,5 +1,9 @@
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 from regjax import models, optim, paths, sharding
 from regjax.errors import InputError
+from regjax.prepare import prepare
 from regjax.sharding import MeshShape
 from regjax.stages import abstract_state
 from tests import tiny
+from tests.mesh_experiment import experiment as mesh_experiment
 
 
 def mesh_of(*sizes):
@@ -198,3 +204,72 @@ def test_the_mesh_is_known_inside_a_traced_function():
     assert seen == [mesh, None, None]
     with sharding.known_inside(mesh_of(1, 1, 1)):
         assert sharding.current_mesh() is None
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 1, 2)])
+def test_pmap_replicates(tmp_path, sizes):
+    run = dataclasses.replace(mesh_experiment, parallelism="pmap")
+    with pytest.raises(InputError, match=r"leave mesh.fsdp and mesh.tensor at 1"):
+        prepare(run, tmp_path, mesh=mesh_of(*sizes))
+
+
+ON_EIGHT_DEVICES = """
+import jax
+import numpy as np
+from regjax import checkpoint, losses, sharding
+from regjax.initial import initial_model
+from regjax.sharding import MeshShape
+from tests.mesh_experiment import experiment
+
+tokenizer = range(300)
+meshes = {
+    sizes: sharding.make_mesh(MeshShape(*sizes), jax.devices()[: np.prod(sizes)])
+    for sizes in [(1, 1, 1), (8, 1, 1), (1, 1, 2), (1, 3, 1), (1, 2, 4), (2, 2, 2)]
+}
+runs = {sizes: initial_model(experiment, tokenizer, None, mesh) for sizes, mesh in meshes.items()}
+one = runs[1, 1, 1][1]
+assert one["embedding/table"].shape == (320, 16)
+for sizes, (apply, params, config) in runs.items():
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(one[path]))
+        expected = sharding.place(params, meshes[sizes], sharding.rules_for(config, meshes[sizes]))
+        assert leaf.sharding == expected[path]
+    shapes = initial_model(experiment, tokenizer, None, meshes[sizes], weights=False)[1]
+    assert {p: s.sharding for p, s in shapes.items()} == {p: s.sharding for p, s in params.items()}
+    assert int(checkpoint.checksum(params)) == int(checkpoint.checksum(one))
+params = runs[2, 2, 2][1]
+assert "all-gather" not in checkpoint.checksum.lower(params).compile().as_text()
+
+# A user's model is laid out too, and what an objective learns of the mesh is enough for a loss.
+mesh = meshes[2, 2, 2]
+given = {"table": np.ones((320, 16), np.float32)}
+apply, placed, _ = initial_model(
+    experiment, tokenizer, (lambda params, tokens: params["table"][tokens] @ params["table"].T, given), mesh
+)
+assert placed["table"].sharding.spec == jax.P("fsdp")
+draw = np.random.default_rng(0)
+hidden, labels = draw.normal(size=(8, 4, 16)).astype("f"), draw.integers(0, 320, (8, 4))
+batch = sharding.RowLayout(mesh, 8).put({"hidden": hidden, "labels": labels})
+
+@jax.jit
+def loss(head, batch):
+    with sharding.known_inside(mesh):
+        layout = sharding.current_mesh(head.shape[1])
+        assert layout is not None
+        return losses.linear_cross_entropy(batch["hidden"], head, batch["labels"], mesh=layout)
+
+head = params["head/kernel"]
+expected = losses.linear_cross_entropy(hidden, np.asarray(head), labels)
+np.testing.assert_allclose(loss(head, batch), expected, rtol=1e-5)
+"""
+
+
+def test_parameters_are_made_where_they_live_with_the_same_bits_on_every_mesh():
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
