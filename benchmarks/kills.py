@@ -141,7 +141,7 @@ def newest(workdir: Path) -> dict[str, int]:
 def position(workdir: Path) -> str:
     """What can be seen from outside of where a run is."""
     if any(workdir.glob("*/checkpoints/*tmp*")):
-        return "writing a checkpoint"
+        return "a checkpoint is unfinished"
     stages = newest(workdir)
     return f"training {list(stages)[-1]}" if stages else "starting"
 

@@ -9,8 +9,8 @@ their first losses are compared; all clip the gradient to norm 1 and take a step
 Each side has a process of its own on the same two cores. The sides take turns, a step each; printed
 are medians and ratios. Memory is what was resident at most during a step (VmHWM of Linux) less what was
 before the model was loaded, and the same without the parameters and AdamW's two moments, which
-all sides hold. Utilisation is model flops (`regjax.model_flops`, what regjax's step needs) by time, as a share
-of the best that a product of matrices reached in regjax's and in torch's process.
+all sides hold. Utilisation is model flops (`regjax.model_flops`) by time, as a share of the best that a
+product of matrices reached in regjax's and in torch's process.
 
     python benchmarks/train_step.py [--repeats 7] [--objectives raft] [--vocabularies 152000]
 """

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from regjax import ScoreGrid, cli
+from regjax.preemption import Interrupted
 from regjax.recorder import TrainingStopped
 from tests.small_experiment import experiment
 
@@ -403,3 +404,46 @@ def test_a_full_disk_says_what_to_do_where_no_file_is_named(capsys, monkeypatch)
     monkeypatch.setitem(cli.COMMANDS, "plot", Mock(side_effect=OSError(errno.EIO, "other")))
     with pytest.raises(OSError, match="other"):
         call(capsys, "plot", "x")
+
+
+# A process of a job
+
+
+def test_a_process_of_a_job_leaves_with_a_status_that_says_whether_to_start_again(
+    capsys, monkeypatch, tmp_path
+):
+    """Not by an ordinary end, at which it would wait for the others."""
+    final = tmp_path / "status"
+
+    class Left(BaseException):
+        pass
+
+    def leave(status):
+        raise Left(status)
+
+    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    monkeypatch.setenv("REGJAX_FINAL_STATUS", str(final))
+
+    def left_with(error):
+        def command(_):
+            raise error
+
+        monkeypatch.setitem(cli.COMMANDS, "plot", command)
+        with pytest.raises(Left) as found:
+            cli.main(["plot"])
+        return found.value.args[0]
+
+    assert left_with(ZeroDivisionError()) == 70 and not final.exists()
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert left_with(KeyboardInterrupt()) == 130 and not final.exists()
+    assert left_with(SystemExit(2)) == 2 and final.read_text() == "2\n"
+    assert left_with(TrainingStopped("not finite")) == 1 and final.read_text() == "1\n"
+    # All have agreed to stop, and may wait for each other.
+    monkeypatch.setitem(cli.COMMANDS, "plot", lambda _: stop())
+
+    def stop():
+        raise Interrupted("stopped at step 3", 15)
+
+    assert cli.main(["plot"]) == 143
+    assert "stopped at step 3" in capsys.readouterr().err

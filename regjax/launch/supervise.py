@@ -17,6 +17,9 @@ from typing import IO, NamedTuple
 from regjax.distributed import FINAL
 from regjax.lifeline import KILL, TERMINATE
 
+AGREED = (130, 143)
+"""Exit statuses of a process that was told to stop, and has agreed with the others after which step."""
+
 PEER_SECONDS = 5
 """How long those are given who wait for a process that is dead: they have nothing left to save."""
 
@@ -57,15 +60,22 @@ def supervise(
     signals: list[int] = []
     with _noted(signals):
         for attempt in range(max_restarts + 1):
-            status, why = _Job(commands(), signals, save_seconds).run()
-            if status == 0 or status in FINAL or signals or status in (130, 143):
+            end = _Job(commands(), signals, save_seconds).run()
+            if not end.again or signals:
                 break
             again = attempt < max_restarts
             rest = f"all start again from the last checkpoint ({attempt + 1} of {max_restarts})"
-            _say(f"{why}; {rest if again else f'it was started {attempt + 1} times'}")
-    if signals and status:
-        return 128 + signals[0]
-    return status
+            _say(f"{end.why}; {rest if again else f'it was started {attempt + 1} times'}")
+    return 128 + signals[0] if signals and end.status else end.status
+
+
+class _End(NamedTuple):
+    """How an attempt ended."""
+
+    status: int = 0
+    why: str = ""
+    again: bool = False
+    """It may end otherwise when it is started again."""
 
 
 class _Job:
@@ -80,9 +90,9 @@ class _Job:
         self._threads: list[threading.Thread] = []
         self._output = threading.Lock()
 
-    def run(self) -> tuple[int, str]:
-        """`(status, what happened)`, when no process is left."""
-        status, why = 0, ""
+    def run(self) -> _End:
+        """Returns when no process is left."""
+        end = _End()
         deadline: float | None = None
         passed_on = 0
         try:
@@ -100,30 +110,29 @@ class _Job:
                 with contextlib.suppress(queue.Empty):
                     exit = self._exits.get(timeout=0.1)
                     del self._running[exit.process]
-                    if exit.status and not status:
-                        status, why = self._judge(exit)
-                        if passed_on:
-                            continue
-                        # One that was told to stop has agreed with the others on when.
-                        agreed = status in (130, 143)
-                        seconds = self._save_seconds if agreed else PEER_SECONDS
+                    first = exit.status and not end.status
+                    if first or (exit.status in FINAL and end.status not in FINAL):
+                        end = self._judge(exit)
+                    if first and not passed_on:
+                        agreed = exit.status in AGREED
                         if not agreed:
                             self._terminate()
+                        seconds = self._save_seconds if agreed else PEER_SECONDS
                         deadline = time.monotonic() + seconds
-                    elif exit.status in FINAL and status not in FINAL:
-                        status, why = self._judge(exit)
         finally:
             self._kill()
             for thread in self._threads:
                 # One that has left its group may hold on to the output.
                 thread.join(timeout=2)
-        return status, why
+        return end
 
-    def _judge(self, exit: _Exit) -> tuple[int, str]:
+    def _judge(self, exit: _Exit) -> _End:
         name = self._commands[exit.process].name or self._commands[exit.process].argv[0]
         if exit.status >= 0:
-            return exit.status, f"process {name} ended with exit status {exit.status}"
-        return 128 - exit.status, f"process {name} was ended by {signal.Signals(-exit.status).name}"
+            why = f"process {name} ended with exit status {exit.status}"
+            return _End(exit.status, why, exit.status not in (*FINAL, *AGREED))
+        why = f"process {name} was ended by {signal.Signals(-exit.status).name}"
+        return _End(128 - exit.status, why, again=True)
 
     def _start(self, index: int, command: Command) -> None:
         process = subprocess.Popen(

@@ -141,6 +141,11 @@ def test_a_process_that_was_told_to_stop_by_others_has_the_rest_save_too(capfd):
     )
     out, err = capfd.readouterr()
     assert out == "[1] saved\n" and err == ""
+    # One that SIGTERM killed has agreed to nothing.
+    began = time.monotonic()
+    assert run(shell("0", "kill -TERM $$"), shell("1", "sleep 600"), max_restarts=1) == 143
+    assert "process 0 was ended by SIGTERM; all start again" in capfd.readouterr().err
+    assert time.monotonic() - began < 60
 
 
 # The lifeline of a process whose launcher is gone
