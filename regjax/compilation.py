@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,3 +21,15 @@ def enable_cache() -> None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "regjax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@contextlib.contextmanager
+def not_kept() -> Iterator[None]:
+    """Nothing goes to jax's cache: what is compiled for devices that are not here cannot be read back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from regjax import hlo, hlo_costs
+from regjax import compilation, hlo, hlo_costs
 from regjax.chips import Chip
 from regjax.hlo_costs import Collective
 
@@ -118,7 +117,7 @@ def compile_program(
     if chip is not None and sum(arguments.values()) > chip.memory:
         return DoesNotFit(arguments, sum(arguments.values()), chip.memory)
     try:
-        with _not_kept():
+        with compilation.not_kept():
             compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         found = out_of_memory(str(error))
@@ -127,18 +126,6 @@ def compile_program(
         needed, memory = found
         return DoesNotFit(arguments, needed, memory, str(error))
     return costs(compiled, arguments)
-
-
-@contextlib.contextmanager
-def _not_kept() -> Iterator[None]:
-    """Nothing goes to jax's cache: what is compiled for devices that are not here cannot be read back."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[name]
-    jax.config.update(name, math.inf)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def costs(compiled: jax.stages.Compiled, arguments: Mapping[str, int]) -> Costs:

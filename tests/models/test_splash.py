@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from regjax import models, topology
+from regjax import compilation, models, topology
 from regjax.models import splash
 from regjax.models.attention import attend, causal_mask
 from regjax.sharding import AXES
@@ -143,7 +143,8 @@ def tpu_devices():
     """Four chips that need not be there: the compiler is libtpu's own."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, the TPU compiler, is not installed (pip install regjax[tpu])")
-    return np.array(topology.tpu_devices("v5e:2x2"))
+    with compilation.not_kept():
+        yield np.array(topology.tpu_devices("v5e:2x2"))
 
 
 @pytest.mark.parametrize(
