@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from regjax import losses
+from regjax import losses, sharding
 from regjax.models import Apply
 from regjax.objectives.objective import Sums
 from regjax.token_grid import TokenGrid
@@ -68,6 +68,7 @@ class Sft:
                 soft_cap=soft_cap,
                 weights=weights,
                 where=kept,
+                mesh=sharding.current_mesh(kernel.shape[1]),
             )
 
         @jax.checkpoint
