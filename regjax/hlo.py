@@ -122,8 +122,24 @@ class Module:
         counter, limit = (resolve(operand) for operand in compare.operands)
         if limit is None or limit.opcode != "constant":
             return 1
-        start = self._start(name, loop, counter)
-        return max(int(limit.arguments) - start, 0)
+        start, step = self._start(name, loop, counter), self._step(loop, counter)
+        return max(-(-(int(limit.arguments) - start) // step), 0)
+
+    def _step(self, loop: Instruction, counter: Instruction | None) -> int:
+        """What a turn adds to a loop's counter: constants, in one or more sums, or else 1."""
+        body = self.computations.get(loop.called("body"), {})
+        root = next((one for one in body.values() if one.root), None)
+        if counter is None or counter.opcode != "get-tuple-element":
+            return 1
+        if root is None or root.opcode != "tuple":
+            return 1
+        step, one = 0, body.get(root.operands[int(counter.attribute("index"))])
+        while one is not None and one.opcode in ("add", "copy"):
+            added = [body[name] for name in one.operands if body[name].opcode == "constant"]
+            others = [body[name] for name in one.operands if body[name].opcode != "constant"]
+            step += sum(int(each.arguments) for each in added)
+            one = others[0] if len(others) == 1 else None
+        return max(step, 1)
 
     def _start(self, name: str, loop: Instruction, counter: Instruction | None) -> int:
         """What a loop's counter begins with: a constant, or else 0 as `jax.lax.scan` has it."""

@@ -119,12 +119,18 @@ def _moved(module: Module, name: str, one: Instruction) -> int:
     here = module.computations[name]
     if one.opcode == "fusion":
         inner = module.computations.get(one.called("calls"), {})
+        # What is handed through in place, such as the buffers of an exchange that goes on meanwhile.
+        kept = re.findall(r"\{(\d*)\}: \((\d+)", one.attribute("output_to_operand_aliasing"))
+        outputs = {int(output or 0) for output, _ in kept}
+        operands = {int(operand) for _, operand in kept}
         read = sum(
             _read(module, inner, index, here[operand].shapes)
             for index, operand in enumerate(one.operands)
-            if operand in here
+            if operand in here and index not in operands
         )
-        return read + _written(inner, one.shapes)
+        return read + sum(
+            size for index, size in enumerate(_written(inner, one.shapes)) if index not in outputs
+        )
     if one.opcode in ("copy-start", "slice-start"):
         # Their shape lists source and destination; the smaller of the two is what moves.
         pair = [shape for shape in one.shapes if shape.dims][:2]
@@ -166,15 +172,15 @@ def _read(module: Module, inner: Computation, index: int, given: tuple[Shape, ..
     return min(read, whole)
 
 
-def _written(inner: Computation, results: tuple[Shape, ...]) -> int:
-    """Bytes that a fusion writes: of an array updated in place only the update."""
+def _written(inner: Computation, results: tuple[Shape, ...]) -> list[int]:
+    """Bytes of each result that a fusion writes: of an array updated in place only the update."""
     root = next((one for one in inner.values() if one.root), None)
     outputs: list[Instruction | None] = [root]
     if root is not None and root.opcode == "tuple":
         outputs = [inner.get(name) for name in root.operands]
     if len(outputs) != len(results):
-        return sum(shape.main_memory for shape in results)
-    total = 0
+        return [shape.main_memory for shape in results]
+    sizes = []
     for output, shape in zip(outputs, results, strict=True):
         while output is not None and output.opcode == "bitcast":
             output = inner.get(output.operands[0])
@@ -182,8 +188,8 @@ def _written(inner: Computation, results: tuple[Shape, ...]) -> int:
         if output is not None and output.opcode == "dynamic-update-slice":
             update = inner.get(output.operands[1])
         size = shape.bytes if update is None else min(update.shapes[0].bytes, shape.bytes)
-        total += 0 if shape.on_chip else size
-    return total
+        sizes.append(0 if shape.on_chip else size)
+    return sizes
 
 
 @dataclasses.dataclass(frozen=True)

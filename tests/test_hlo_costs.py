@@ -149,6 +149,16 @@ def test_exchanges_by_kind_group_and_size(line, kind, group, size, sent):
     np.testing.assert_allclose(found.sent, 4 * sent)
 
 
+def test_a_loop_that_was_unrolled_counts_its_turns():
+    """Two sums of one to the counter: from 2 to below 6 in two turns."""
+    line = "all-reduce(%x), replica_groups={}, to_apply=%add\n  %half = s32[] add(%i, %one)"
+    text = TEXT.format(line=line).replace("%next = s32[] add(%i, %one)", "")
+    text = text.replace("%one = s32[] constant(1)", "%next = s32[] add(%half, %one)")
+    text = text.replace("%x = f32", "%one = s32[] constant(1)\n  %x = f32", 1)
+    (found,) = hlo_costs.collectives(hlo.parse(text))
+    assert found.count == 2
+
+
 def test_exchanges_of_one_device_are_none():
     line = "all-reduce(%x), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add"
     assert hlo_costs.collectives(hlo.parse(TEXT.format(line=line))) == []
