@@ -72,7 +72,8 @@ def initialize(connect_seconds: float = CONNECT_SECONDS) -> bool:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        if asking:
+        # What jax raises where it has found no cluster; any other error is one of several hosts.
+        if asking and isinstance(error, ValueError):
             return False
         raise InputError(
             f"this looks like a process of a job of several, which cannot be joined: {error} Set "
