@@ -172,7 +172,9 @@ def _wants_tpu(environment: Mapping[str, str]) -> bool:
 
 def _tpu_hosts(environment: Mapping[str, str]) -> str:
     names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-    return next((environment[name] for name in names if environment.get(name)), "")
+    found = next((environment[name] for name in names if environment.get(name)), "")
+    # Where there is no TPU libtpu leaves a sentence there, for its child processes too.
+    return "" if " " in found else found
 
 
 def is_part() -> bool:

@@ -44,6 +44,10 @@ FOUND = {
     "hosts of GKE": ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, {}),
     "slices of GKE": ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, {}),
     "hosts of GKE, on the CPU": ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+    "libtpu without a TPU": (
+        {"TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames, please set it"},
+        None,
+    ),
     "a pod": ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
 }  # fmt: skip
 
