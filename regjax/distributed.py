@@ -72,7 +72,8 @@ def initialize(connect_seconds: float = CONNECT_SECONDS) -> bool:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        if asking:
+        # What jax raises where it has found no cluster; any other error is one of several hosts.
+        if asking and isinstance(error, ValueError):
             return False
         raise InputError(
             f"this looks like a process of a job of several, which cannot be joined: {error} Set "
@@ -171,7 +172,9 @@ def _wants_tpu(environment: Mapping[str, str]) -> bool:
 
 def _tpu_hosts(environment: Mapping[str, str]) -> str:
     names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-    return next((environment[name] for name in names if environment.get(name)), "")
+    found = next((environment[name] for name in names if environment.get(name)), "")
+    # Where there is no TPU libtpu leaves a sentence there, for its child processes too.
+    return "" if " " in found else found
 
 
 def is_part() -> bool:

@@ -44,6 +44,10 @@ FOUND = {
     "hosts of GKE": ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, {}),
     "slices of GKE": ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, {}),
     "hosts of GKE, on the CPU": ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+    "libtpu without a TPU": (
+        {"TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames, please set it"},
+        None,
+    ),
     "a pod": ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
 }  # fmt: skip
 
@@ -142,3 +146,30 @@ def test_a_cluster_that_does_not_answer_is_no_traceback_of_jax():
     found = start({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"})
     _, err = found.communicate(timeout=60)
     assert "InputError: this looks like a process of a job of several" in err
+
+
+def test_of_a_cloud_tpu_only_its_metadata_server_knows(monkeypatch):
+    """One host, or a machine that is no Cloud TPU after all, is on its own; a pod's failure is said."""
+    from regjax import distributed
+
+    for name in (*EXPLICIT, "TPU_SKIP_MDS_QUERY", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    calls = []
+
+    def initialize(error, **options):
+        calls.append(options)
+        if error:
+            raise error
+
+    def found(error=None):
+        monkeypatch.setattr("jax.distributed.initialize", lambda **o: initialize(error, **o))
+        return distributed.initialize()
+
+    assert found()
+    assert not found(ValueError("coordinator_address should be defined."))
+    with pytest.raises(InputError, match="cannot be joined: no such host"):
+        found(RuntimeError("no such host."))
+    assert len(calls) == 3 and not any("coordinator_address" in options for options in calls)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    assert not found() and len(calls) == 3
