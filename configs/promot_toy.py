@@ -9,8 +9,8 @@ right answers, and of answers that are a label (an answer is its first word).
 
     regjax train configs/promot_toy.py --workdir runs/promot_toy
 
-One minute on two CPU cores. Labels among the answers to `larger`, seeds 0, 1, 2: fine-tuning 96.6 %, joint
-training 64.8 %, random prompt 58.5 %, ProMoT 3.1 %; right on the new question 93.5 % and 93.9 %.
+One minute on two CPU cores. Labels among the answers to `larger`, seeds 0, 1, 2: fine-tuning 99.8 %, joint
+training 62.3 %, random prompt 59.8 %, ProMoT 4.3 %; right on the new question 93.8 % and 93.8 %.
 """
 
 import itertools
@@ -20,7 +20,7 @@ import string
 from regjax import Experiment, ScoreGrid, Stage
 from regjax.data import Data, Task, Template
 from regjax.methods import promot
-from regjax.models import DecoderConfig
+from regjax.models import DecoderConfig, Execution
 from regjax.models.prompt import SoftPrompt
 from regjax.objectives import Sft
 from regjax.optim import Optimizer
@@ -100,6 +100,8 @@ experiment = Experiment(
     architecture=DecoderConfig(
         layers=2, width=64, heads=4, key_value_heads=4, head_dim=16, mlp_width=192
     ),
+    # In a loop, the default of a CPU, sums are rounded otherwise, and seeds end elsewhere: see PAPERS.md.
+    execution=Execution(layers="scan"),
     vocabulary_size=340,
     batch_size=64,
     eval_batch_size=200,

@@ -156,7 +156,10 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
     """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message) or re.search(
+        r"required for .* \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+        message,
+    )
     if used:
         needed, memory = ((used[1], used[2]), (used[3], used[4]))
         return _bytes(*needed), _bytes(*memory)

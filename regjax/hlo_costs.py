@@ -122,11 +122,11 @@ def _moved(module: Module, name: str, one: Instruction) -> int:
         # What is handed through in place, such as the buffers of an exchange that goes on meanwhile.
         kept = re.findall(r"\{(\d*)\}: \((\d+)", one.attribute("output_to_operand_aliasing"))
         outputs = {int(output or 0) for output, _ in kept}
-        operands = {int(operand) for _, operand in kept}
+        in_place = {int(operand) for _, operand in kept}
         read = sum(
             _read(module, inner, index, here[operand].shapes)
             for index, operand in enumerate(one.operands)
-            if operand in here and index not in operands
+            if operand in here and index not in in_place
         )
         return read + sum(
             size for index, size in enumerate(_written(inner, one.shapes)) if index not in outputs

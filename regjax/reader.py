@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from regjax import adapting, checkpoint, models, paths, prompting
@@ -25,7 +26,7 @@ from regjax.data.bad_records import check_bad_records
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS, Score, evaluate_batches, make_score
 from regjax.files import write_json
-from regjax.models import Apply, DecoderConfig
+from regjax.models import Apply, DecoderConfig, Execution, resolve_execution
 from regjax.models.lora import LORA
 from regjax.models.lora_files import LoraOrigin, load_lora
 from regjax.models.prompt import SOFT_PROMPT, with_prompts
@@ -190,7 +191,17 @@ def _load_weights(
     folder: Path, saved: Mapping[str, Any], dtype: Literal["float32", "bfloat16"]
 ) -> tuple[Apply, Any, DecoderConfig]:
     """Model, parameters with adapters merged, and config."""
-    module = models.load(_weights(folder, saved), dtype=dtype)
+    weights = _weights(folder, saved)
+    # As the run that trained it computes on such devices.
+    platform = jax.local_devices()[0].platform
+    config = resolve_execution(models.read_config(weights), Execution(), platform).config
+    module = models.load(
+        weights,
+        dtype=dtype,
+        compute_dtype=config.dtype if dtype == "float32" else dtype,
+        attention=config.attention,
+        scan_layers=config.scan_layers,
+    )
     model, params = models.split(module)
     if saved.get("lora"):
         flat = paths.flatten(params)

@@ -57,7 +57,9 @@ def test_a_full_disk_is_an_error_that_loses_nothing(undisturbed, tmp_path, full_
     )  # fmt: skip
     assert failed.returncode == 1, failed.stderr
     # tensorstore's threads say, at any moment, that nobody waits for the rest of its files.
-    (said,) = [line for line in failed.stderr.splitlines() if line.startswith("regjax:")]
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("regjax:")]
+    assert len(lines) == 1, failed.stderr
+    (said,) = lines
     for part in (
         f"regjax: {folder}",
         f"step {full_at} ",

@@ -26,7 +26,10 @@ def test_figures_are_those_of_training_time(trained, found):
     shared = [name for name, value in before.items() if isinstance(value, float)]
     assert len(shared) > 12
     for name in shared:
-        assert found.report[name] == pytest.approx(before[name], rel=1e-5), name
+        # Other batches round otherwise, and correlations divide by a spread of some hundredths.
+        correlation = name.endswith(("pearson", "spearman", "kendall"))
+        near = {"rel": 0, "abs": 1e-4} if correlation else {"rel": 1e-5}
+        assert found.report[name] == pytest.approx(before[name], **near), name
     assert found.report["count"] == 40 and found.report["skipped"] == 0
 
 

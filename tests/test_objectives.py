@@ -131,7 +131,10 @@ def test_sft_and_its_gradient_are_optax_on_full_logits(rows, smoothing, apply, m
 
 
 @pytest.mark.parametrize(
-    ("dtype", "floor"), [("float32", 1e-5), ("bfloat16", 1e-2)], ids=["float32", "bfloat16"]
+    # With bfloat16 the gradient of a logit is rounded to 2**-8 of itself before each of two products.
+    ("dtype", "floor"),
+    [("float32", 1e-5), ("bfloat16", 2**-6)],
+    ids=["float32", "bfloat16"],
 )
 def test_sft_by_projection_is_sft_by_head(rows, dtype, floor):
     """Of a tied table, a soft cap, and all tokens with some of weight zero."""

@@ -92,8 +92,10 @@ def test_it_compiles_and_does_what_the_model_needs(name, objective):
     else:
         needed = 3 * once.kernels + 3 * once.head + 4.5 * attention
     if isinstance(objective, Sft):
-        # Rows of labels are padded to a block, here to twice as many.
-        assert needed <= found.flops / ROWS_A_CHIP <= needed + 3 * once.head
+        # Rows of labels are padded to a block, here to twice as many. With more rows than that, the
+        # program has a branch, not taken, for losses whose cotangents differ: it makes the logits again.
+        extra = 4 if objective.tokens == "all" else 3
+        assert needed <= found.flops / ROWS_A_CHIP <= needed + extra * once.head
     else:
         assert found.flops == ROWS_A_CHIP * needed
     kinds = {one.kind for one in found.collectives}
@@ -160,7 +162,8 @@ def test_a_step_that_does_not_fit_says_how_much_it_needs():
     square = jax.jit(lambda x: jax.numpy.sin(x @ x.T) @ x)
     found = compiled.compile_program(lambda: square.lower(x), {"x": x}, chips.V5E)
     assert isinstance(found, compiled.DoesNotFit)
-    assert found.memory == chips.V5E.memory
+    # The compiler keeps a quarter of a GiB of a v5e's 16 to itself.
+    assert found.memory in (chips.V5E.memory, chips.V5E.memory - 2**28)
     assert found.needed >= 2 * 200_000**2
 
 

@@ -32,11 +32,11 @@ if jax.process_count() != 2:
 class Stop(Exception):
     pass
 
-def add(self, step, metrics, record_ids, add=recorder.Recorder.add):
+def add(self, step, *given, add=recorder.Recorder.add):
     if step == 12 and not stopped:
         stopped.append(step)
         raise Stop
-    add(self, step, metrics, record_ids)
+    add(self, step, *given)
 
 stopped = []
 recorder.Recorder.add = add
