@@ -48,7 +48,8 @@ def test_the_rest_is_stopped_at_once_and_all_start_again(tmp_path, capfd):
     fails_twice = (
         f"echo x >> {tmp_path}/fails; test $(wc -l < {tmp_path}/fails) -gt 2 || kill -9 $$"
     )
-    waits = f"echo x >> {tmp_path}/waits; test $(wc -l < {tmp_path}/waits) -gt 2 || sleep 600"
+    # Until the other has begun for the third time.
+    waits = f"until test $(cat {tmp_path}/fails | wc -l) -gt 2; do sleep 0.1; done"
     began = time.monotonic()
     assert run(shell("0", fails_twice), shell("1", waits), max_restarts=3) == 0
     assert time.monotonic() - began < 60
