@@ -225,23 +225,18 @@ class Collective:
 def collectives(module: Module) -> list[Collective]:
     """What devices exchange, equal ones added up, the largest first.
 
-    A TPU's compiler spreads an exchange over the products that go on meanwhile: what has one channel in a
-    computation is one.
+    A TPU's compiler spreads an exchange over the products that go on meanwhile, be it those of a loop
+    between its start and its end: fragments of one channel are one exchange.
     """
-    found: dict[Collective, int] = {}
-    seen: set[tuple[str, str]] = set()
+    exchanges: dict[tuple[str, str], tuple[Collective, int]] = {}
     for name, outer, times in module.executed():
         for inner, one in module.within(name, outer):
-            channel = one.attribute("channel_id")
-            if channel and (name, channel) in seen:
-                continue
             kind = one.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
             group = _group_size(one, module.devices)
             if group == 1:
                 continue
-            seen.add((name, channel))
             # A TPU fuses a sum over devices with the slice of it that each keeps.
             if kind == "all-reduce" and inner.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
@@ -251,7 +246,13 @@ def collectives(module: Module) -> list[Collective]:
             if kind == "all-gather":
                 size *= group
             collective = Collective(kind, group, tuple(map(str, operands)), size, 0)
-            found[collective] = found.get(collective, 0) + times
+            channel = one.attribute("channel_id") or f"{inner}/{one.name}"
+            key = ("" if outer is not one else name, channel)
+            _, before = exchanges.get(key, (collective, times))
+            exchanges[key] = collective, min(times, before)
+    found: dict[Collective, int] = {}
+    for collective, times in exchanges.values():
+        found[collective] = found.get(collective, 0) + times
     counted = [dataclasses.replace(one, count=count) for one, count in found.items()]
     return sorted(counted, key=lambda one: -one.sent)
 

@@ -169,3 +169,20 @@ def test_fragments_of_one_channel_are_one_exchange():
     twice = f"{line}\n  %again = f32[16,4]{{1,0}} {line}"
     (found,) = hlo_costs.collectives(hlo.parse(TEXT.format(line=twice)))
     assert found.count == 4
+
+
+def test_an_exchange_spread_over_a_loop_is_one():
+    """It starts before the loop, goes on inside of it and ends after it."""
+    fused = "fusion(%{}), kind=kCustom, calls=%part"
+    part = """%part (b: f32[16,4]) -> f32[16,4] {{
+  %b = f32[16,4]{{1,0}} parameter(0)
+  ROOT %sum = f32[16,4]{{1,0}} all-reduce(%b), channel_id=7, replica_groups={{}}, to_apply=%add
+}}
+
+"""
+    text = TEXT.replace("%step (p:", part + "%step (p:", 1)
+    text = text.replace(
+        "%start = ", "%begin = f32[16,4]{{1,0}} " + fused.format("a") + "\n  %start = "
+    )
+    (found,) = hlo_costs.collectives(hlo.parse(text.format(line=fused.format("x"))))
+    assert (found.kind, found.count) == ("all-reduce", 1)
