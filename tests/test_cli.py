@@ -416,7 +416,7 @@ def test_a_process_of_a_job_leaves_with_a_status_that_says_whether_to_start_agai
     final = tmp_path / "status"
 
     class Left(BaseException):
-        pass
+        """In place of the end of the process."""
 
     def leave(status):
         raise Left(status)

@@ -131,12 +131,12 @@ def test_sft_and_its_gradient_are_optax_on_full_logits(rows, smoothing, apply, m
 
 
 @pytest.mark.parametrize(
-    # With bfloat16 the gradient of a logit is rounded to 2**-8 of itself before each of two products.
-    ("dtype", "floor"),
-    [("float32", 1e-5), ("bfloat16", 2**-6)],
+    # Gradients of bfloat16 parameters' products are themselves rounded to bfloat16, each side's once.
+    ("dtype", "floor", "rounding"),
+    [("float32", 1e-5, 0.0), ("bfloat16", 1e-2, 2**-7)],
     ids=["float32", "bfloat16"],
 )
-def test_sft_by_projection_is_sft_by_head(rows, dtype, floor):
+def test_sft_by_projection_is_sft_by_head(rows, dtype, floor, rounding):
     """Of a tied table, a soft cap, and all tokens with some of weight zero."""
     config = dataclasses.replace(tiny.CONFIG, tied_embeddings=True, logit_soft_cap=2.0, dtype=dtype)
     apply, params = models.split(models.create(config, 0))
@@ -145,7 +145,7 @@ def test_sft_by_projection_is_sft_by_head(rows, dtype, floor):
     head_only = dataclasses.replace(apply, head=apply.head.logits)
     expected = value_and_grad(Sft(tokens="all"), batch, apply=head_only, params=params)
     assert_close(found[0], expected[0], rtol=1e-6)
-    assert_close(found[1], expected[1], rtol=0, floor=floor)
+    assert_close(found[1], expected[1], rtol=rounding, floor=floor)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -92,8 +92,9 @@ def test_it_compiles_and_does_what_the_model_needs(name, objective):
     else:
         needed = 3 * once.kernels + 3 * once.head + 4.5 * attention
     if isinstance(objective, Sft):
-        # Rows of labels are padded to a block, here to twice as many. With more rows than that, the
-        # program has a branch, not taken, for losses whose cotangents differ: it makes the logits again.
+        # Rows of labels are padded to a block, here to twice as many. Of all tokens the program has a
+        # branch, not taken, for losses whose cotangents differ: two products for the gradients, and the
+        # logits once more for each, since the compiler makes them in a loop of their own.
         extra = 4 if objective.tokens == "all" else 3
         assert needed <= found.flops / ROWS_A_CHIP <= needed + extra * once.head
     else:

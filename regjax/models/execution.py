@@ -21,7 +21,8 @@ class Execution:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products and the residual stream: bfloat16 on TPU and GPU, float32 on CPU."""
     frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of parameters that are not trained: that of the products. Trained ones are float32."""
+    """Of the parameters of a published model of which no stage trains any: that of the products. All
+    others are float32."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """splash on TPU, cudnn on GPU where it can compute the model's attention, else xla."""
     rematerialisation: Literal["auto", "none", "dots", "full"] = "auto"

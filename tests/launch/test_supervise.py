@@ -45,15 +45,19 @@ def test_output_is_whole_lines_with_prefixes_on_its_own_stream(capfd):
 
 
 def test_the_rest_is_stopped_at_once_and_all_start_again(tmp_path, capfd):
+    # Each begins for the n-th time, then the first waits for the second to have, and fails twice.
+    fails, waits = tmp_path / "fails", tmp_path / "waits"
+    for file in (fails, waits):
+        file.write_text("")
     fails_twice = (
-        f"echo x >> {tmp_path}/fails; test $(wc -l < {tmp_path}/fails) -gt 2 || kill -9 $$"
+        f"echo x >> {fails}; n=$(wc -l < {fails}); "
+        f"until test $(wc -l < {waits}) -ge $n; do sleep 0.1; done; test $n -gt 2 || kill -9 $$"
     )
-    # Until the other has begun for the third time.
-    waits = f"until test $(cat {tmp_path}/fails | wc -l) -gt 2; do sleep 0.1; done"
+    stays = f"echo x >> {waits}; test $(wc -l < {waits}) -gt 2 || sleep 600"
     began = time.monotonic()
-    assert run(shell("0", fails_twice), shell("1", waits), max_restarts=3) == 0
+    assert run(shell("0", fails_twice), shell("1", stays), max_restarts=3) == 0
     assert time.monotonic() - began < 60
-    assert len((tmp_path / "fails").read_text().split()) == 3
+    assert [len(file.read_text().split()) for file in (fails, waits)] == [3, 3]
     err = capfd.readouterr().err
     said = "process 0 was ended by SIGKILL; all start again from the last checkpoint"
     assert f"{said} (1 of 3)" in err and f"{said} (2 of 3)" in err
