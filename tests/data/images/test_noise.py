@@ -230,7 +230,7 @@ def test_human_labels_that_do_not_fit_are_refused(tmp_path):
         assert "human.npz" in str(caught.value)
     file = human(tmp_path, worse_label=good)
     with pytest.raises(InputError, match="5 labels, but the source has a row 5"):
-        read_human_labels(file, "worse_label", TRUE[:1], np.array([5]))
+        read_human_labels(file, "worse_label", TRUE[:1], np.array([5]), num_classes=3)
 
 
 @settings(
