@@ -124,7 +124,9 @@ def apply_draws(
         to_rows = rows + draws.offsets[:, :1] - padding
         mirrored = jnp.where(draws.flips[:, None] & augmentation.flip, width - 1 - columns, columns)
         to_columns = mirrored + draws.offsets[:, 1:] - padding
-        images = jax.vmap(_take)(images, to_rows, to_columns)
+        images = jax.lax.platform_dependent(
+            images, to_rows, to_columns, tpu=_take_by_products, default=_take
+        )
     found = standardise(images, mean, std)
     if augmentation.cutout:
         first = draws.centres - augmentation.cutout // 2
@@ -134,11 +136,31 @@ def apply_draws(
     return found
 
 
-def _take(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """image[rows][:, columns], black where they lie outside."""
-    return image.at[rows[:, None], columns].get(
-        mode="fill", fill_value=0, wrap_negative_indices=False
-    )
+def _take(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """images[b, rows[b]][:, columns[b]] for each b, black where they lie outside.
+
+    On a CPU as fast as slices of a padded batch, of which a flip would be another pass.
+    """
+
+    def take(image, rows, columns):
+        return image.at[rows[:, None], columns].get(
+            mode="fill", fill_value=0, wrap_negative_indices=False
+        )
+
+    return jax.vmap(take)(images, rows, columns)
+
+
+def _take_by_products(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """`_take` by products with one-hot matrices: exact, since bfloat16 holds 0 to 255.
+
+    By its compiler's estimate a TPU takes a sixth of the time that the gather takes; a CPU takes
+    twice.
+    """
+    _, height, width, _ = images.shape
+    of_rows = jax.nn.one_hot(rows, height, dtype=jnp.bfloat16)
+    of_columns = jax.nn.one_hot(columns, width, dtype=jnp.bfloat16)
+    found = jnp.einsum("bij,bjwc->biwc", of_rows, images.astype(jnp.bfloat16))
+    return jnp.einsum("bkw,biwc->bikc", of_columns, found).astype(jnp.uint8)
 
 
 def _within(positions: jax.Array, first: jax.Array, size: int) -> jax.Array:

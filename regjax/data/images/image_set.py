@@ -19,6 +19,15 @@ class ImageSet(NamedTuple):
     places: Sequence[str]  # [N], "train-images-idx3-ubyte.gz[12]", "train.tar: cat/0001.png"
 
 
+class Split(NamedTuple):
+    """Some images of a set, in its order."""
+
+    images: np.ndarray  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int32 [N], as trained on
+    true_labels: np.ndarray  # int32 [N]
+    index: np.ndarray  # type: ignore[assignment]  # int32 [N], rows of the source
+
+
 def checked(images: ImageSet, source: str) -> ImageSet:
     """The set with labels as int32, once it is known to be whole; `source` names it in errors.
 

@@ -6,11 +6,12 @@ import dataclasses
 import io
 import zlib
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from scipy import special
 
+from regjax.data.images.image_set import Split
 from regjax.errors import InputError
 
 CIFAR10_PAIRS = ((9, 1), (2, 0), (4, 7), (3, 5), (5, 3))
@@ -68,19 +69,8 @@ class LabelNoise:
             raise InputError(f"noise pairs are {self.pairs}: a class can flip to one class only")
 
 
-class Labelled(Protocol):
-    """What noise is drawn for: a `Split`."""
-
-    @property
-    def images(self) -> np.ndarray: ...
-    @property
-    def true_labels(self) -> np.ndarray: ...
-    @property
-    def index(self) -> np.ndarray: ...
-
-
 def noisy_labels(
-    split: Labelled, noise: LabelNoise | None, num_classes: int, seed: int
+    split: Split, noise: LabelNoise | None, num_classes: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels with noise, and the noise matrix T[i, j] = P(label j | true class i).
 
@@ -117,10 +107,9 @@ def noisy_labels(
         Instance-dependent Label Noise*, NeurIPS 2020, https://arxiv.org/abs/2006.07836. A
         reconstruction: the scale of x is not given there, and public code differs in it.
 
-    >>> from types import SimpleNamespace
-    >>> split = SimpleNamespace(images=None, true_labels=np.array([0, 1, 2]), index=np.arange(3))
-    >>> labels, matrix = noisy_labels(split, LabelNoise("asymmetric", 1.0), 3, seed=0)
-    >>> labels
+    >>> true = np.array([0, 1, 2])
+    >>> split = Split(np.zeros((3, 1, 1, 1), np.uint8), true, true, np.arange(3))
+    >>> noisy_labels(split, LabelNoise("asymmetric", 1.0), 3, seed=0)[0]
     array([1, 2, 0], dtype=int32)
     """
     true = np.asarray(split.true_labels, np.int32)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regjax.data.images.config import ImageData
-from regjax.data.images.image_set import ImageSet
+from regjax.data.images.image_set import ImageSet, Split
 from regjax.data.images.noise import noisy_labels, read_human_labels
 from regjax.data.images.sources import read_images
 from regjax.data.images.tails import tail_counts
@@ -16,15 +16,6 @@ from regjax.errors import InputError
 
 # Words of the generator that orders epochs, apart from those of any seed there.
 STREAM = zlib.crc32(b"image splits") << 64
-
-
-class Split(NamedTuple):
-    """Images in the order of their source."""
-
-    images: np.ndarray  # uint8 [N, H, W, C]
-    labels: np.ndarray  # int32 [N], as trained on
-    true_labels: np.ndarray  # int32 [N]
-    index: np.ndarray  # type: ignore[assignment]  # int32 [N], rows of the source
 
 
 class ImageSplits(NamedTuple):

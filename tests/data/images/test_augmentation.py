@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from regjax.data.images import Augmentation, augment, mixup, standardise
-from regjax.data.images.augmentation import Draws, draw, mixing
+from regjax.data.images.augmentation import Draws, _take, _take_by_products, draw, mixing
 from regjax.errors import InputError
 
 MEAN, STD = np.array([0.3, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
@@ -70,6 +70,20 @@ def test_it_is_the_loop_over_the_images_and_the_key_decides(augmentation, channe
         np.testing.assert_allclose(augmented, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(found[0][1], found[1][1])
     assert (np.asarray(found[0][1]) != np.asarray(found[2][1])).any()
+
+
+def test_products_take_what_indexing_takes():
+    """Every value of a pixel, and rows and columns in and out of the image."""
+    images = batch(200, 5, 6)
+    assert len(np.unique(images)) == 256
+    random = np.random.default_rng(1)
+    rows, columns = random.integers(-3, 8, (200, 5)), random.integers(-3, 9, (200, 6))
+    expected = np.zeros_like(images)
+    for b, i, k in np.ndindex(200, 5, 6):
+        if 0 <= rows[b, i] < 5 and 0 <= columns[b, k] < 6:
+            expected[b, i, k] = images[b, rows[b, i], columns[b, k]]
+    for take in (_take, _take_by_products):
+        np.testing.assert_array_equal(jax.jit(take)(images, rows, columns), expected)
 
 
 def test_with_nothing_to_do_it_is_standardise():

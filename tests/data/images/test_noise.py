@@ -10,6 +10,7 @@ from scipy import stats
 
 from regjax import losses
 from regjax.data.images import CIFAR10_PAIRS, LabelNoise, Split, noisy_labels, read_human_labels
+from regjax.data.images.noise import _uniform
 from regjax.errors import InputError
 
 
@@ -95,16 +96,12 @@ def test_an_image_has_its_noise_in_every_subset(kind):
     assert (noisy_labels(split, noise, 5, 8)[0] != labels).any()
 
 
-def test_noise_does_not_follow_the_order_of_an_epoch():
+def test_noise_has_words_of_its_own():
     """The same seed orders the epochs: which labels are wrong says nothing about when they come."""
-    from regjax.data.rows import epoch_order
-
-    split = split_of(2, 2000)
-    for seed in (0, 1):
-        labels, _ = noisy_labels(split, LabelNoise("symmetric", 0.3), 2, seed)
-        ((_, order),) = epoch_order((2000,), 2000, seed, 0)
-        wrong = (labels != split.true_labels)[order]
-        assert stats.ks_1samp(np.flatnonzero(wrong) / 2000, stats.uniform.cdf).pvalue > 1e-3
+    for seed in (0, 1, 2**64 - 1):
+        words = np.random.Philox(key=seed).random_raw(4000) >> np.uint64(11)
+        assert not np.isin(_uniform(seed, 4000), words * 2.0**-53).any()
+        assert not np.isin(_uniform(seed, 4000), _uniform(seed, 4000, stream=1)).any()
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "instance"])
