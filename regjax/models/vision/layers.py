@@ -1,0 +1,151 @@
+"""Layers of the image models, channels last; parameters and statistics float32, products in `dtype`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from regjax.errors import InputError
+from regjax.models.config import Precision
+from regjax.models.vision.convolution import Padding, convolve
+
+DECAY = 0.9
+"""What running statistics keep of themselves in each training step: 1 - torch's momentum."""
+EPSILON = 1e-5
+"""Added to the variance in batch norm, as in torch."""
+
+
+class Draws:
+    """Normal numbers for the kernels of one model, cut in turn from a single draw.
+
+    A draw for each kernel would take many times as long to compile, once for every shape.
+
+    >>> draws = Draws(jnp.arange(10.0))
+    >>> draws((2, 2), deviation=1.0), draws((3,), deviation=0.5)
+    (Array([[0., 1.],
+           [2., 3.]], dtype=float32), Array([2. , 2.5, 3. ], dtype=float32))
+    >>> draws.used
+    7
+    """
+
+    def __init__(self, numbers: Array | None):
+        """None: for shapes only; everything drawn is zero."""
+        self.numbers, self.used = numbers, 0
+
+    def __call__(self, shape: tuple[int, ...], deviation: float) -> Array:
+        start, self.used = self.used, self.used + math.prod(shape)
+        if self.numbers is None:
+            return jnp.zeros(shape)
+        return deviation * self.numbers[start : self.used].reshape(shape)
+
+
+class Convolution(nnx.Module):
+    """`convolve`, of a square kernel, plus a bias where it has one.
+
+    The kernel is normal of variance `gain / (outputs size^2)`, with a bias `gain / (inputs size^2)`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: Padding,
+        bias: bool = False,
+        gain: float = 2.0,
+        dtype: Precision,
+        draws: Draws,
+    ):
+        fan = (inputs if bias else outputs) * size**2
+        self.kernel = nnx.Param(draws((size, size, inputs, outputs), math.sqrt(gain / fan)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(dtype)
+
+    def __call__(self, images: Array) -> Array:
+        images, kernel = images.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        convolved = convolve(images, kernel, stride=self.stride, padding=self.padding)
+        return convolved if self.bias is None else convolved + self.bias[...].astype(self.dtype)
+
+
+class Linear(nnx.Module):
+    """`x kernel + bias` over the last axis, computed in `dtype`; the kernel normal of `deviation`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool = True,
+        deviation: float,
+        dtype: Precision,
+        draws: Draws,
+    ):
+        self.kernel = nnx.Param(draws((inputs, outputs), deviation))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, inputs: Array) -> Array:
+        products = inputs.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return products if self.bias is None else products + self.bias[...].astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """`scale (x - m) / sqrt(v + epsilon) + bias` for each channel, over all other axes.
+
+    In training m and v are mean and (biased) variance of the batch, n values a channel, and the
+    running ones move towards them: `mean <- .9 mean + .1 m`, `variance <- .9 variance + .1 v n / (n -
+    1)`. Otherwise they are the running ones. All of it is float32; this is what torch computes.
+
+    A batch that is dealt out over devices under `jax.jit` is one batch still.
+
+    Raises:
+        InputError: one value a channel, which has no variance.
+    """
+
+    def __init__(self, channels: int, *, scale: float = 1.0):
+        self.scale = nnx.Param(jnp.full(channels, scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.variance = nnx.BatchStat(jnp.ones(channels))
+
+    def __call__(self, inputs: Array, training: bool) -> Array:
+        x = inputs.astype(jnp.float32)
+        mean, variance = self._update(x) if training else (self.mean[...], self.variance[...])
+        factor = self.scale[...] * jax.lax.rsqrt(variance + EPSILON)
+        return ((x - mean) * factor + self.bias[...]).astype(inputs.dtype)
+
+    def _update(self, x: Array) -> tuple[Array, Array]:
+        """Mean and variance of the batch, after the running ones have moved."""
+        axes = tuple(range(x.ndim - 1))
+        count = x.size // x.shape[-1]
+        if count < 2:
+            raise InputError(
+                f"batch norm in training got {x.shape}, one value a channel, which has no variance; "
+                "use larger batches or larger images."
+            )
+        mean = jnp.mean(x, axis=axes)
+        variance = jnp.mean(jnp.square(x - mean), axis=axes)
+        for running, new in ((self.mean, mean), (self.variance, variance * (count / (count - 1)))):
+            running[...] = DECAY * running[...] + (1 - DECAY) * jax.lax.stop_gradient(new)
+        return mean, variance
+
+
+def max_of_quarters(images: Array) -> Array:
+    """The largest of each 2 by 2 pixels: `[B, H // 2, W // 2, C]`. A last odd row or column is dropped.
+
+    >>> max_of_quarters(jnp.arange(12.0).reshape(1, 2, 6, 1)).ravel()
+    Array([ 7.,  9., 11.], dtype=float32)
+    """
+    batch, height, width, channels = images.shape
+    height, width = height // 2, width // 2
+    pairs = images[:, : 2 * height, : 2 * width].reshape(batch, height, 2, width, 2, channels)
+    return pairs.max(axis=(2, 4))
+
+
+def mean_of_pixels(images: Array) -> Array:
+    """Global average pooling: float32 `[B, C]` of `[B, H, W, C]`."""
+    return jnp.mean(images.astype(jnp.float32), axis=(1, 2))
