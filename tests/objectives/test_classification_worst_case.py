@@ -136,7 +136,7 @@ def test_a_step_of_the_multipliers(held_out_labels):
 
 
 def test_errors_as_risks():
-    objective = Robust("labels", risk="zero_one", step_size=1.0)
+    objective = Robust("labels", risk="zero_one", step_size=1.0, floor=0.0)
     given = given_of(objective)
     extras = objective.adjust(objective.initial(given), OUTPUTS, BATCH, given)
     wrong = LOGITS.argmax(axis=1) != LABELS
@@ -145,7 +145,7 @@ def test_errors_as_risks():
 
 
 def test_a_class_that_is_not_held_out_in_this_batch_keeps_its_place():
-    objective = Robust("labels", step_size=1.0)
+    objective = Robust("labels", step_size=1.0, floor=0.0)
     given = given_of(objective)
     some = {"labels": jnp.where(BATCH["labels"] == 3, 0, BATCH["labels"])}
     extras = objective.adjust(objective.initial(given), OUTPUTS, some, given)
