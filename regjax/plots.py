@@ -57,29 +57,27 @@ def plot_workdir(workdir: str | Path) -> list[Path]:
     written = []
     if log:
         path = folder / "learning_curve.png"
-        written.append(_save(path, lambda ax: learning_curve(ax, log), 2))
+        written.append(save(path, lambda ax: learning_curve(ax, log), 2))
     if formatted := len({stage for stage, _, _ in curves(log, "format_ratio")}):
         path, wide = folder / "format_ratio.png", 3.6 * formatted + 2
-        written.append(_save(path, lambda ax: format_curves(ax, log), formatted, wide, rows=2))
+        written.append(save(path, lambda ax: format_curves(ax, log), formatted, wide, rows=2))
     if aligned := len({stage for stage, _, _ in curves(log, COSINES)}):
         path, wide = folder / "gradient_alignment.png", 3.6 * aligned + 2
-        written.append(_save(path, lambda ax: alignment_curves(ax, log), aligned, wide))
+        written.append(save(path, lambda ax: alignment_curves(ax, log), aligned, wide))
     found = json.loads(results.read_text()) if results.is_file() else {}
     if table := [row for row in found.get("table", ()) if "rmse" in row]:
         path, wide = folder / "comparison.png", max(6.5, 1.3 * len(table))
-        written.append(_save(path, lambda ax: comparison(ax[0], table), width=wide))
+        written.append(save(path, lambda ax: comparison(ax[0], table), width=wide))
     if panels := text_figures(text_table := found.get("text_table", ())):
         path, groups = folder / "text_comparison.png", max(map(len, panels.values()))
         wide = min(max(6.5, 2 + groups * max(1.0, 0.45 * len(text_table))), 18)
         draw = lambda ax: text_comparison(ax, text_table)  # noqa: E731
-        written.append(_save(path, draw, width=wide, rows=len(panels)))
+        written.append(save(path, draw, width=wide, rows=len(panels)))
     for path in sorted(workdir.glob("*/predictions_*.jsonl")):
         predictions = read_predictions(path)
         title = f"{path.parent.name}, {path.stem.removeprefix('predictions_')}"
         name = f"{path.parent.name}_{path.stem.removeprefix('predictions_')}.png"
-        written.append(
-            _save(folder / name, lambda ax, p=predictions, t=title: _panels(ax, p, t), 3)
-        )
+        written.append(save(folder / name, lambda ax, p=predictions, t=title: _panels(ax, p, t), 3))
     return written
 
 
@@ -384,7 +382,8 @@ def _say(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="gray")
 
 
-def _save(path: Path, draw: Callable, columns: int = 1, width: float = 0.0, rows: int = 1) -> Path:
+def save(path: Path, draw: Callable, columns: int = 1, width: float = 0.0, rows: int = 1) -> Path:
+    """Writes what `draw` draws on the axes of `rows` times `columns` panels as PNG; returns `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -24,7 +24,7 @@ def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    q: float = 0.7,
+    q: ArrayLike = 0.7,
     threshold: float = 0.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
@@ -41,7 +41,7 @@ def generalized_cross_entropy(
     Args:
         logits: `[..., K]`, floating.
         labels: y `[...]`, integers from 0 to K - 1. Any other gives NaN.
-        q: from 0 to 1.
+        q: from 0 to 1; an array, which may be traced, is not checked.
         threshold: k, from 0 to 1; the authors' value is 0.5.
         where: `[...]`, the examples that count.
 
@@ -66,11 +66,9 @@ def generalized_cross_entropy(
     check_range(q, "q", 0.0, 1.0)
     check_range(threshold, "threshold", 0.0, 1.0)
     logits, labels, where = logits_and_labels(logits, labels, where)
-    log_label = of_label(jax.nn.log_softmax(logits), labels)
-    losses = -log_label if q == 0.0 else -jnp.expm1(q * log_label) / q
+    losses = _box_cox(of_label(jax.nn.log_softmax(logits), labels), q)
     if threshold > 0.0:
-        log_threshold = math.log(threshold)
-        cap = -log_threshold if q == 0.0 else -math.expm1(q * log_threshold) / q
+        cap = _box_cox(jnp.asarray(math.log(threshold), jnp.float32), q)
         # Not `jnp.minimum`, whose gradient at the threshold is half.
         losses = jnp.where(losses >= cap, cap, losses)
     return zero_unless(where, losses)
@@ -361,3 +359,12 @@ def squentropy(
     others = jnp.where(is_label(labels, count), 0.0, logits)
     squares = jnp.sum(jnp.square(others), axis=-1) / (count - 1)
     return zero_unless(where, squares - of_label(jax.nn.log_softmax(logits), labels))
+
+
+def _box_cox(log_probs: jax.Array, q: ArrayLike) -> jax.Array:
+    """(1 - p^q) / q, and its limit -log p at q = 0."""
+    if isinstance(q, int | float):
+        return -log_probs if q == 0.0 else -jnp.expm1(q * log_probs) / q
+    # Both sides are finite, with finite gradients: one of them counts.
+    safe = jnp.where(jnp.asarray(q) == 0.0, 1.0, q)
+    return jnp.where(jnp.asarray(q) == 0.0, -log_probs, -jnp.expm1(safe * log_probs) / safe)

@@ -136,7 +136,7 @@ def exponentiated_gradient(
     risks: ArrayLike,
     *,
     step_size: ArrayLike,
-    floor: float = 0.0,
+    floor: ArrayLike = 0.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """One step of exponentiated-gradient ascent on the simplex.
@@ -153,7 +153,7 @@ def exponentiated_gradient(
         risks: R `[M]`, floating. No gradient.
         step_size: gamma.
         floor: the least multiplier, from 0 to 1 / M, by mixing with the uniform distribution. A
-            multiplier of zero never comes back.
+            multiplier of zero never comes back. An array, which may be traced, is not checked.
         where: `[M]`, which have a risk; the others count as a risk of zero.
 
     Returns:
@@ -179,11 +179,12 @@ def exponentiated_gradient(
             "shape, [M]"
         )
     count = len(multipliers)
-    if not 0.0 <= floor * count <= 1.0:
+    if isinstance(floor, int | float) and not 0.0 <= floor * count <= 1.0:
         raise ValueError(f"floor must lie in [0, 1/{count}]; got {floor}")
     risks = zero_unless(mask_of_shape(where, risks.shape), risks)
     new = jax.nn.softmax(jnp.log(multipliers) + step_size * risks)
-    return jax.lax.stop_gradient((1.0 - count * floor) * new + floor)
+    least = jnp.asarray(floor, jnp.float32)
+    return jax.lax.stop_gradient((1.0 - count * least) * new + least)
 
 
 def robust_costs(
