@@ -1,9 +1,11 @@
 """Weak scaling over processes, the cost of checkpoints, and waiting for data, on processor cores.
 
 Scaling: one process on one core against two of one core each (`jax.distributed`, gloo), with the same
-number of rows a process; they take turns. Checkpoints: blocks of 50 steps, of which every other begins
-with saving the state as `regjax.train` does; the block ends when the checkpoint is written. Waiting: the
-share that `regjax.train` logs over a run on texts that it reads, tokenises and shuffles.
+number of rows a process; they take turns. Besides, two such processes that know nothing of each other:
+what two cores of the machine do together, which no exchange can better. Checkpoints: blocks of 50 steps,
+of which every other begins with saving the state as `regjax.train` does; the block ends when the
+checkpoint is written. Waiting: the share that `regjax.train` logs over a run on texts that it reads,
+tokenises and shuffles.
 
     python benchmarks/scaling.py [--repeats 5] [--only scaling checkpoints data]
 """
@@ -152,28 +154,28 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def seconds_of(processes: int, choices: dict[str, Any]) -> float:
-    coordinator = f"localhost:{free_port()}"
+def seconds_of(count: int, choices: dict[str, Any], *, together: bool) -> float:
+    """Of a step of `count` processes, of one job or each on its own."""
+    job = {"coordinator": f"localhost:{free_port()}", "processes": count if together else 1}
     started = [
-        start(
-            [CORES[index]],
-            {**choices, "process": index, "processes": processes, "coordinator": coordinator},
-        )
-        for index in range(processes)
+        start([CORES[index]], {**choices, **job, "process": index}) for index in range(count)
     ]
     return max(answers(started))
 
 
 def scaling(choices: dict[str, Any], repeats: int) -> None:
-    found: dict[int, list[float]] = {1: [], 2: []}
+    kinds = {"1 process": (1, True), "2 apart": (2, False), "2 processes": (2, True)}
+    found: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(repeats):
-        for processes, seconds in found.items():
-            seconds.append(seconds_of(processes, choices))
+        for name, (count, together) in kinds.items():
+            found[name].append(seconds_of(count, choices, together=together))
     tokens = choices["rows"] * choices["length"]
-    one, two = (n * tokens / statistics.median(seconds) for n, seconds in found.items())
-    ratios = [2 * a / b for a, b in zip(found[1], found[2], strict=True)]
-    print(f"1 process: {one:,.0f} tokens/s; 2 processes: {two:,.0f} tokens/s; ratio {two / one:.2f} "
-          f"(of pairs {min(ratios):.2f} to {max(ratios):.2f})", flush=True)  # fmt: skip
+    alone = found["1 process"]
+    for name, (count, _) in kinds.items():
+        rate = count * tokens / statistics.median(found[name])
+        ratios = [count * a / b for a, b in zip(alone, found[name], strict=True)]
+        print(f"{name}: {rate:,.0f} tokens/s, by one's {statistics.median(ratios):.2f} "
+              f"({min(ratios):.2f} to {max(ratios):.2f})", flush=True)  # fmt: skip
 
 
 def checkpoints(choices: dict[str, Any]) -> None:
@@ -194,9 +196,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--rows", type=int, default=4, help="of a process")
+    parser.add_argument("--rows", type=int, default=16, help="of a process")
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -2,6 +2,8 @@
 
 from regjax import (
     alignment,
+    class_metrics,
+    classification,
     data,
     decisions,
     distributed,
@@ -16,6 +18,7 @@ from regjax import (
     scoring,
     text_metrics,
 )
+from regjax.classification import ImageExperiment, ImageStage
 from regjax.errors import InputError
 from regjax.experiment import Experiment
 from regjax.reader import Reader, export, load_model
@@ -26,16 +29,21 @@ from regjax.token_grid import TokenGrid
 # Last, since a function takes the place of its module's name here.
 from regjax.evaluate import evaluate  # isort: skip
 from regjax.predict import predict  # isort: skip
+from regjax.sweep import sweep  # isort: skip
 from regjax.train import train  # isort: skip
 
 __all__ = [
     "Experiment",
+    "ImageExperiment",
+    "ImageStage",
     "InputError",
     "Reader",
     "ScoreGrid",
     "Stage",
     "TokenGrid",
     "alignment",
+    "class_metrics",
+    "classification",
     "data",
     "decisions",
     "distributed",
@@ -52,6 +60,7 @@ __all__ = [
     "predict",
     "probes",
     "scoring",
+    "sweep",
     "text_metrics",
     "train",
 ]

@@ -132,7 +132,6 @@ def train(arguments: Sequence[str]) -> None:
     import jax
     import tyro
 
-    from regjax.experiment import Experiment, load_config
     from regjax.profiling import parse_steps
     from regjax.train import train as run
 
@@ -141,14 +140,14 @@ def train(arguments: Sequence[str]) -> None:
         if not arguments or arguments[0] not in ("-h", "--help"):
             raise InputError("the first argument of train is the config file")
         return
-    default = load_config(arguments[0])
-    default = dataclasses.replace(default, data=_short_to_show(default.data))
+    default = _default(arguments[0])
+    kind = type(default)
 
     def parsed(
         workdir: Annotated[Path, tyro.conf.arg(help=WORKDIR)],
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
+        experiment: Annotated[kind, tyro.conf.arg(name="")] = default,  # type: ignore[valid-type]
         profile: Annotated[str, tyro.conf.arg(help=PROFILE, metavar="START:STOP")] = "",
-    ) -> tuple[Path, Experiment, str]:
+    ) -> tuple[Path, Any, str]:
         return workdir, experiment, profile
 
     workdir, experiment, profile = tyro.cli(
@@ -164,6 +163,82 @@ def train(arguments: Sequence[str]) -> None:
     from regjax.plots import plot_workdir
 
     for path in plot_workdir(workdir):
+        print(path)
+
+
+def _default(config: str) -> Any:
+    """The config's experiment, as `--help` may show it."""
+    from regjax.experiment import load_config
+
+    default = load_config(config)
+    if isinstance(default.data, Data):
+        return dataclasses.replace(default, data=_short_to_show(default.data))
+    return default
+
+
+SWEEP_USAGE = """usage: regjax sweep CONFIG --workdir DIR [--seeds N] [--grid FIELD VALUE ...] [--field value]
+
+Runs a config for several seeds and every combination of the grids' values, and ends with one table (mean
+and standard error over the seeds) and one plot. The same command goes on with a sweep that was stopped.
+
+  regjax sweep configs/noisy_fashion.py --seeds 5 --workdir runs/noise
+  regjax sweep CONFIG --seeds 3 --grid student.alpha 0 .5 .9 --grid data.noise.rate .2 .4 --workdir runs/b
+
+FIELD is a field of the config, fields joined by dots, or STAGE.FIELD of a stage or of its objective.
+Image experiments that differ in seed, label noise and numbers of their objectives alone are trained side by
+side in one compiled program, as many as memory holds; all others one after another."""
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """run a config over seeds and grids of values, side by side where possible"""
+    import argparse
+
+    import tyro
+
+    from regjax.sweep import sweep as run
+
+    if not arguments or arguments[0].startswith("-"):
+        print(SWEEP_USAGE)
+        if not arguments or arguments[0] not in ("-h", "--help"):
+            raise InputError("the first argument of sweep is the config file")
+        return
+    if {"-h", "--help"} & {*arguments}:
+        print(SWEEP_USAGE)
+        print()
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--seeds", default="1")
+    options.add_argument("--grid", action="append", nargs="+", default=[])
+    given, rest = options.parse_known_args(arguments[1:])
+    if not given.seeds.isdigit():
+        raise InputError(f"--seeds is {given.seeds!r}; expected a number of seeds, such as 5")
+    short = [names[0] for names in given.grid if len(names) < 2]
+    if short:
+        raise InputError(f"--grid {short[0]}: give the field and its values")
+    default = _default(arguments[0])
+    kind = type(default)
+
+    def parsed(
+        workdir: Annotated[Path, tyro.conf.arg(help=WORKDIR)],
+        experiment: Annotated[kind, tyro.conf.arg(name="")] = default,  # type: ignore[valid-type]
+    ) -> tuple[Path, Any]:
+        return workdir, experiment
+
+    workdir, experiment = tyro.cli(
+        parsed,
+        prog=f"regjax sweep {arguments[0]}",
+        description=f"Runs {arguments[0]} over seeds and grids.",
+        args=rest,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    run(
+        experiment,
+        workdir,
+        axes={name: values for name, *values in given.grid},
+        seeds=int(given.seeds),
+    )
+    from regjax.sweep_plots import plot_sweep
+
+    for path in plot_sweep(workdir):
         print(path)
 
 
@@ -206,6 +281,8 @@ def plan(arguments: Sequence[str]) -> None:
             raise InputError("the first argument of plan is the config file")
         return
     default = load_config(arguments[0])
+    if not isinstance(default, Experiment):
+        raise InputError(f"{arguments[0]} is an image experiment; plan takes those on text")
     default = dataclasses.replace(default, data=_short_to_show(default.data))
 
     def parsed(
@@ -450,6 +527,7 @@ def launch(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
+    "sweep": sweep,
     "eval": evaluate,
     "predict": predict,
     "plan": plan,

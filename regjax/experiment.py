@@ -6,7 +6,9 @@ import dataclasses
 import runpy
 import traceback
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from regjax.data import Data, Task, Template
 from regjax.errors import InputError
@@ -16,6 +18,9 @@ from regjax.optim import Optimizer
 from regjax.scores import ScoreGrid
 from regjax.sharding import MeshShape
 from regjax.stages import Parallelism, ResolvedStage, Stage, check_stages, trainable_of
+
+if TYPE_CHECKING:
+    from regjax.classification import ImageExperiment
 
 MAIN = "main"
 
@@ -168,12 +173,14 @@ class Experiment:
         return ResolvedStage(**{**own, **decided})
 
 
-def load_config(path: str | Path) -> Experiment:
+def load_config(path: str | Path) -> Experiment | ImageExperiment:
     """The `experiment` that a config file (Python) defines.
 
     Raises:
-      InputError: if the file is missing, fails when run, or defines no `Experiment`.
+      InputError: if the file is missing, fails when run, or defines no experiment.
     """
+    from regjax.classification import ImageExperiment
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no config file {path}; a config is a Python file that sets `experiment`")
@@ -188,8 +195,10 @@ def load_config(path: str | Path) -> Experiment:
         raise InputError(
             f"{path} failed at {line.filename}:{line.lineno}: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(found, Experiment):
-        raise InputError(f"{path} does not set `experiment = regjax.Experiment(...)`")
+    if not isinstance(found, Experiment | ImageExperiment):
+        raise InputError(
+            f"{path} does not set `experiment = regjax.Experiment(...)`, nor an ImageExperiment"
+        )
     return found
 
 
@@ -204,6 +213,8 @@ def to_json(value: Any) -> Any:
         return f"{len(value)} records in memory"
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return f"array of {value.dtype} {list(value.shape)}"
     return repr(value)
 
 

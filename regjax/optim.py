@@ -59,8 +59,15 @@ class Optimizer:
     learning_rate: float = 1e-3
     """Peak learning rate."""
 
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"
     """How the rate goes down after the warm-up, over the stage's steps."""
+
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Of the schedule `steps`: the shares of the stage's steps at which the rate is multiplied by
+    `milestone_scale`."""
+
+    milestone_scale: float = 0.1
+    """Factor on the rate at each milestone."""
 
     warmup: float = 0.1
     """Share of the stage's steps over which the rate rises linearly: the first update is at one step's
@@ -73,11 +80,15 @@ class Optimizer:
     """Gradients are scaled down to this global norm; 0: never."""
 
     weight_decay: float = 0.0
-    """Decoupled weight decay, on everything but parameters named `scale` or `bias`: an update takes away
-    this share of the parameter with adafactor, this times the learning rate with adamw."""
+    """Weight decay, on everything but parameters named `scale` or `bias`. Decoupled: an update takes away
+    this share of the parameter with adafactor, this times the learning rate with adamw. With sgd this times
+    the parameter is added to the gradient, before the momentum, as torch does."""
 
     b1: float = 0.9
     """Decay of adamw's first moment; momentum of sgd (0: none)."""
+
+    nesterov: bool = False
+    """Nesterov's momentum, of sgd."""
 
     b2: float = 0.999
     """Decay of adamw's second moment."""
@@ -108,8 +119,9 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
         t < W:   peak (t + 1) / W
         t >= W:  peak (f + (1 - f) d(u)),   u = (t - W) / (steps - W),   f = final_scale
 
-    where `d(u)` is `(1 + cos(pi u)) / 2` (cosine), `1 - u` (linear) or 1 (constant). No update is at a
-    rate of 0: the rise begins one step in, and the decay ends one step after the last update.
+    where `d(u)` is `(1 + cos(pi u)) / 2` (cosine), `1 - u` (linear) or 1 (constant). With `steps` the rate
+    is `peak milestone_scale^m` with m the number of milestones s with `t >= round(s steps)`. No update is
+    at a rate of 0: the rise begins one step in, and the decay ends one step after the last update.
 
     >>> rate = schedule(Optimizer(learning_rate=1.0, schedule="linear", warmup=0.5), 8)
     >>> [float(rate(t)) for t in range(8)]
@@ -121,6 +133,11 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
         decay = optax.cosine_decay_schedule(peak, rest, alpha=config.final_scale)
     elif config.schedule == "linear":
         decay = optax.linear_schedule(peak, peak * config.final_scale, rest)
+    elif config.schedule == "steps":
+        places = [round(share * steps) - warmup for share in config.milestones]
+        decay = optax.piecewise_constant_schedule(
+            peak, dict.fromkeys(places, config.milestone_scale)
+        )
     else:
         decay = optax.constant_schedule(peak)
     if warmup == 0:
@@ -166,7 +183,8 @@ def _rule(config: Optimizer, group: ParameterGroup, steps: int) -> optax.Gradien
             weight_decay_mask=decays,
         )
     if config.name == "sgd":
-        return optax.sgd(rate, momentum=config.b1 or None)
+        rule = optax.sgd(rate, momentum=config.b1 or None, nesterov=config.nesterov)
+        return optax.chain(optax.add_decayed_weights(decay, decays), rule) if decay else rule
     return optax.adamw(
         rate,
         b1=config.b1,
@@ -188,6 +206,7 @@ def _check(config: Optimizer) -> None:
         ("learning_rate", config.learning_rate, "above 0", config.learning_rate > 0),
         ("warmup", config.warmup, "in 0..1", 0 <= config.warmup <= 1),
         ("final_scale", config.final_scale, "in 0..1", 0 <= config.final_scale <= 1),
+        ("milestone_scale", config.milestone_scale, "above 0", config.milestone_scale > 0),
         ("clip_norm", config.clip_norm, "0 or above", config.clip_norm >= 0),
         ("weight_decay", config.weight_decay, "0 or above", config.weight_decay >= 0),
         ("b1", config.b1, "from 0 to below 1", 0 <= config.b1 < 1),
@@ -195,7 +214,6 @@ def _check(config: Optimizer) -> None:
         ("epsilon", config.epsilon, "above 0", config.epsilon > 0),
         ("decay_exponent", config.decay_exponent, "above 0", config.decay_exponent > 0),
     ]
-    decays = [("weight_decay", config.weight_decay)]
     for index, group in enumerate(config.groups):
         scale, decay = group.learning_rate_scale, group.weight_decay or 0.0
         place = f"groups[{index}]"
@@ -203,16 +221,21 @@ def _check(config: Optimizer) -> None:
             (f"{place}.learning_rate_scale", scale, "0 or above", scale >= 0),
             (f"{place}.weight_decay", decay, "0 or above", decay >= 0),
         ]
-        decays.append((f"{place}.weight_decay", decay))
     for name, value, expected, right in numbers:
         if not (right and math.isfinite(value)):
             raise InputError(f"optimizer.{name} is {value}; it has to be {expected}")
-    for name, value in decays:
-        if value and config.name == "sgd":
-            raise InputError(
-                f"optimizer.{name} is {value}, which has no effect with sgd; set it to 0 or use "
-                "adamw or adafactor"
-            )
+    shares = [round(share, 9) for share in config.milestones]
+    if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+        raise InputError(
+            f"optimizer.milestones are {config.milestones}; expected rising shares in 0..1"
+        )
+    if config.schedule == "steps" and config.milestones and config.milestones[0] < config.warmup:
+        raise InputError(
+            f"optimizer.milestones begin at {config.milestones[0]}, in the warm-up "
+            f"({config.warmup}); they have to come after it"
+        )
+    if config.nesterov and (config.name != "sgd" or not config.b1):
+        raise InputError("optimizer.nesterov has an effect with sgd and b1 above 0 alone")
     if config.parameter_scale and config.name != "adafactor":
         raise InputError(
             f"optimizer.parameter_scale is True, which has no effect with {config.name}; set it to "

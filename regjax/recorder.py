@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from regjax import throughput
-from regjax.data import Examples
-from regjax.experiment import Experiment
 from regjax.log import Log
 
-Batch = Mapping[str, np.ndarray]
 LONGEST_HISTORY = 10_000
 
 
@@ -24,37 +21,64 @@ class TrainingStopped(RuntimeError):
     """The loss or a gradient was not finite for too many steps in a row."""
 
 
-class _Step(NamedTuple):
+class Chunk(NamedTuple):
+    """What one compiled call is given: a step, or several that it does by itself."""
+
+    placed: Any
+    """Its arrays, on the devices."""
+
+    kind: Hashable
+    """Chunks of one kind are compiled once; the first of each is not timed."""
+
+    work: throughput.Work
+    """What each of its steps does."""
+
+    record_ids: Callable[[int], list[str]]
+    """The ids of the records that its step 0, 1, ... was made of."""
+
+    steps: int = 1
+
+
+class Settings(Protocol):
+    """The fields of an experiment that a recorder reads."""
+
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def max_bad_steps(self) -> int: ...
+
+
+class _Pending(NamedTuple):
     step: int
     metrics: Mapping[str, jax.Array]
-    record_ids: np.ndarray
-    work: tuple[int, int, float]
+    chunk: Chunk
     timed: bool
 
 
 class Recorder:
-    """Fetches a step's metrics after the next step has been dispatched, and logs their averages.
+    """Fetches a chunk's metrics after the next one has been dispatched, and logs their averages.
 
-    How fast the steps were is logged with them, see `regjax.throughput`; `flops` gives the model flops of
-    a step on such a batch. Steps that are compiled, on the first batch of a shape, are not timed.
+    How fast the steps were is logged with them, see `regjax.throughput`. A chunk that is compiled, the
+    first of its kind, is not timed.
+
+    Metrics are `{name: [..., 2]}`, sum and weight; of chunks of several steps `[steps, runs, 2]`. Of
+    several runs that are trained side by side the log has the averages of each, `NAME/RUN`.
     """
 
     def __init__(
         self,
         log: Log,
         stage: str,
-        experiment: Experiment,
+        settings: Settings,
         steps: int,
-        examples: Examples,
         advance: Callable[..., None],
-        flops: Callable[[Mapping[str, jax.Array]], float],
     ) -> None:
-        self._log, self._stage, self._experiment = log, stage, experiment
-        self._steps, self._examples, self._advance = steps, examples, advance
-        self._pending: _Step | None = None
+        self._log, self._stage, self._settings = log, stage, settings
+        self._steps, self._advance = steps, advance
+        self._pending: _Pending | None = None
         self._sums: dict[str, np.ndarray] = {}
-        self._bad_in_a_row = 0
-        self._flops, self._known_flops = flops, dict[Any, float]()
+        self._bad_in_a_row = np.zeros(1, int)
+        self._kinds = set[Hashable]()
         self._peak = throughput.peak_flops()
         self._clock = throughput.StepClock()
         self._timed: list[throughput.Step] = []
@@ -65,41 +89,34 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to log the same averages, as JSON; complete after `flush`."""
         sums = {name: value.tolist() for name, value in self._sums.items()}
-        return {"sums": sums, "bad_in_a_row": self._bad_in_a_row}
+        return {"sums": sums, "bad_in_a_row": self._bad_in_a_row.tolist()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Goes on from the `state` of a run that was stopped."""
         self._sums = {name: np.array(value, np.float64) for name, value in state["sums"].items()}
-        self._bad_in_a_row = state["bad_in_a_row"]
+        self._bad_in_a_row = np.array(state["bad_in_a_row"], int)
 
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, timed: an iterator to train from."""
-        return self._clock.waiting(batches, self._device_is_idle)
+    @property
+    def given_up(self) -> list[int]:
+        """Of several runs side by side, those whose last `max_bad_steps` steps were not finite."""
+        return np.flatnonzero(self._bad_in_a_row >= self._settings.max_bad_steps).tolist()
 
-    def add(
-        self,
-        step: int,
-        metrics: Mapping[str, jax.Array],
-        batch: Batch,
-        placed: Mapping[str, jax.Array],
-    ) -> None:
-        """Takes the metrics `{name: [sum, weight]}` of `step`, and handles those of the one before.
+    def waiting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """The chunks, timed: an iterator to train from."""
+        return self._clock.waiting(chunks, self._device_is_idle)
 
-        `batch` is what this process read, `placed` what the step was given.
-        """
-        shapes = tuple((name, array.shape) for name, array in placed.items())
-        known = shapes in self._known_flops
-        if not known:
-            self._known_flops[shapes] = self._flops(placed)
+    def add(self, step: int, metrics: Mapping[str, jax.Array], chunk: Chunk) -> None:
+        """Takes the metrics of `chunk`, which ended with `step`, and handles those of the one before."""
+        known = chunk.kind in self._kinds
+        self._kinds.add(chunk.kind)
         self._handle(timed=known)
-        work = (*throughput.work(batch, placed["tokens"].shape), self._known_flops[shapes])
-        self._pending = _Step(step, metrics, batch["record_ids"], work, known)
+        self._pending = _Pending(step, metrics, chunk, known)
 
     def flush(self) -> None:
-        """Handles the metrics that were taken last; what follows until the next batch is not timed.
+        """Handles the metrics that were taken last; what follows until the next chunk is not timed.
 
         Raises:
-          TrainingStopped: after `max_bad_steps` steps in a row that were not finite.
+          TrainingStopped: after `max_bad_steps` steps in a row that were not finite, in every run.
         """
         self._handle(timed=True)
         self._clock.stop()
@@ -120,47 +137,75 @@ class Recorder:
         if self._pending is None:
             self._clock.done()
             return
-        step, pending, record_ids, work, timeable = self._pending
+        step, pending, chunk, timeable = self._pending
         self._pending = None
-        metrics = {name: np.asarray(value, np.float64) for name, value in pending.items()}
+        metrics = {
+            name: np.asarray(value, np.float64).reshape(chunk.steps, -1, 2)
+            for name, value in pending.items()
+        }
         seconds, waited = self._clock.done()
         if timed and timeable:
-            self._timed.append(throughput.Step(seconds, waited, *work))
-            self._history.append(self._timed[-1])
-        if metrics["bad"][0] > 0:
-            self._advance(note="loss or gradient not finite")
-            self._count_bad(step, record_ids)
-        else:
-            self._bad_in_a_row = 0
-            self._advance(note=f"loss {_average(metrics['loss']):.4g}{self._speed}")
-            for name, value in metrics.items():
-                self._sums[name] = self._sums.get(name, np.zeros(2)) + value
-        due = step % self._experiment.log_every == 0 or step == self._steps
-        if due and self._sums:
-            averages = {name: _average(v) for name, v in self._sums.items() if name != "bad"}
-            self._log.write(self._stage, step, {**averages, **self._take_speed()})
+            one = throughput.Step(seconds / chunk.steps, waited / chunk.steps, *chunk.work)
+            self._timed += [one] * chunk.steps
+            self._history.extend([one] * chunk.steps)
+        bad = metrics["bad"][:, :, 0] > 0
+        finite = ~bad[..., None]
+        for name, value in metrics.items() if finite.any() else ():
+            self._sums[name] = self._sums.get(name, 0.0) + np.where(finite, value, 0.0).sum(0)
+        self._advance(chunk.steps, note=self._note(metrics["loss"][-1], bad[-1]))
+        self._count_bad(step - chunk.steps, bad, chunk)
+        due = step // self._settings.log_every > (step - chunk.steps) // self._settings.log_every
+        if (due or step == self._steps) and self._sums:
+            self._log.write(self._stage, step, {**self._averages(), **self._take_speed()})
             self._sums = {}
+
+    def _note(self, loss: np.ndarray, bad: np.ndarray) -> str:
+        if bad.all():
+            return "loss or gradient not finite"
+        return f"loss {_average(loss[~bad].sum(0)):.4g}{self._speed}"
+
+    def _averages(self) -> dict[str, float]:
+        found = {}
+        for name, value in self._sums.items():
+            if name == "bad":
+                continue
+            found[name] = _average(value.sum(0))
+            if len(value) > 1:
+                found |= {f"{name}/{run}": _average(each) for run, each in enumerate(value)}
+        return found
 
     def _take_speed(self) -> dict[str, float]:
         found = throughput.figures(self._timed, self._peak)
         self._timed = []
         if not found:
             return {}
-        self._speed = f", {found['tokens_per_second']:,.0f} tokens/s"
+        self._speed = f", {throughput.rate(found)}"
         found["peak_memory_bytes"] = throughput.peak_memory()
         return {f"{throughput.PREFIX}{name}": value for name, value in found.items()}
 
-    def _count_bad(self, step: int, record_ids: np.ndarray) -> None:
-        ids = [self._examples.ids[index] for index in np.unique(record_ids[record_ids >= 0])]
-        self._log.write(self._stage, step, {"not_finite": True, "record_ids": ids})
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row >= self._experiment.max_bad_steps:
-            raise TrainingStopped(
-                f"stage {self._stage!r}: loss or gradient not finite in {self._bad_in_a_row} steps in "
-                f"a row, up to step {step}. None of these updates was applied, and the last "
-                f"checkpoint is intact; {self._log.path} lists the records. Lower the learning rate "
-                "or look at the records, then run the same command again."
+    def _count_bad(self, before: int, bad: np.ndarray, chunk: Chunk) -> None:
+        """Counts steps in a row by run, and lists the records of bad ones, until a run is given up."""
+        limit = self._settings.max_bad_steps
+        self._bad_in_a_row = np.broadcast_to(self._bad_in_a_row, bad.shape[1:]).copy()
+        for index, now in enumerate(bad):
+            known = now & (self._bad_in_a_row < limit)
+            # A run that was given up stays so.
+            self._bad_in_a_row = np.where(
+                now | (self._bad_in_a_row >= limit), self._bad_in_a_row + now, 0
             )
+            if not known.any():
+                continue
+            entries: dict[str, Any] = {"not_finite": True, "record_ids": chunk.record_ids(index)}
+            if len(now) > 1:
+                entries["runs"] = np.flatnonzero(known).tolist()
+            self._log.write(self._stage, before + index + 1, entries)
+            if (self._bad_in_a_row >= limit).all():
+                raise TrainingStopped(
+                    f"stage {self._stage!r}: loss or gradient not finite in {limit} steps in "
+                    f"a row, up to step {before + index + 1}. None of these updates was applied, and "
+                    f"the last checkpoint is intact; {self._log.path} lists the records. Lower the "
+                    "learning rate or look at the records, then run the same command again."
+                )
 
 
 def _average(value: np.ndarray) -> float:

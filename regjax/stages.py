@@ -130,7 +130,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
         raise InputError("the experiment has no stages")
     seen: list[str] = []
     for stage in stages:
-        if not stage.name or stage.name in (PREVIOUS, INITIAL) or not _is_folder_name(stage.name):
+        if not stage.name or stage.name in (PREVIOUS, INITIAL) or not is_folder_name(stage.name):
             raise InputError(
                 f"stage name {stage.name!r}: use letters, digits, '-' and '_' only, and neither "
                 f"{PREVIOUS!r} nor {INITIAL!r}"
@@ -180,7 +180,7 @@ def _check_tasks(stage: Stage) -> None:
         raise InputError(f"{place}: two of its probes have one name: {', '.join(probes)}")
 
 
-def _is_folder_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
     return all(character.isalnum() or character in "-_" for character in name)
 
 
@@ -303,24 +303,9 @@ def make_update(
         grads, sums = accumulate(state.params, frozen, batch, key)
         if axis is not None:
             grads, sums = jax.lax.psum((grads, sums), axis)
-        total, weight = sums["loss"]
-        scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), 0)
-        grads = jax.tree.map(lambda g: g * scale, grads)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(total) & jnp.isfinite(weight) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, _float32(state.params))
-        params = optax.apply_updates(state.params, updates)
-        params, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, optimizer_state),
-            (state.params, state.optimizer),
+        params, optimizer_state, metrics = apply_gradients(
+            optimizer, state.params, state.optimizer, grads, sums
         )
-        metrics = {
-            **sums,
-            "gradient_norm": (norm, jnp.float32(1)),
-            "bad": (1 - finite.astype(jnp.float32), jnp.float32(1)),
-        }
-        metrics = {name: jnp.stack(pair) for name, pair in metrics.items()}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
     if parallelism == "pmap":
@@ -332,6 +317,37 @@ def make_update(
 
     everywhere = replicated(mesh)
     return jax.jit(on_mesh, donate_argnums=0, out_shardings=(sharding, everywhere))
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation,
+    params: dict[str, jax.Array],
+    optimizer_state: Any,
+    grads: Mapping[str, jax.Array],
+    sums: Mapping[str, tuple[jax.Array, jax.Array]],
+) -> tuple[dict[str, jax.Array], Any, dict[str, jax.Array]]:
+    """`(params, optimizer_state, metrics)` after an update by gradients of a summed loss, float32.
+
+    The gradients are divided by the loss's weight. Where the loss, its weight or a gradient is not finite
+    nothing changes and `metrics["bad"]` is 1. `metrics` are `[2]`, sum and weight, of every entry of
+    `sums`, of `gradient_norm` (before clipping) and of `bad`.
+    """
+    total, weight = sums["loss"]
+    scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), 0)
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(total) & jnp.isfinite(weight) & jnp.isfinite(norm)
+    updates, new_state = optimizer.update(grads, optimizer_state, _float32(params))
+    new = optax.apply_updates(params, updates)
+    params, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (new, new_state), (params, optimizer_state)
+    )
+    metrics = {
+        **sums,
+        "gradient_norm": (norm, jnp.float32(1)),
+        "bad": (1 - finite.astype(jnp.float32), jnp.float32(1)),
+    }
+    return params, optimizer_state, {name: jnp.stack(pair) for name, pair in metrics.items()}
 
 
 def _replicated(update: Callable, mesh: Mesh) -> Update:

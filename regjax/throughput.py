@@ -24,6 +24,16 @@ from regjax import chips
 PREFIX = "speed/"
 
 
+class Work(NamedTuple):
+    """What one step does."""
+
+    tokens: int
+    """Without padding; 0 where there are no tokens."""
+    examples: int
+    flops: float
+    """Model flops, see `regjax.model_flops`; of all rows, padding too. NaN where they are not known."""
+
+
 class Step(NamedTuple):
     """What one step did, in how many seconds."""
 
@@ -31,16 +41,16 @@ class Step(NamedTuple):
     waited: float
     """Of them, seconds in which the device had nothing to do and the data were not there."""
     tokens: int
-    """Without padding."""
     examples: int
     flops: float
-    """Model flops, see `regjax.model_flops`; of all rows, padding too. NaN where they are not known."""
+    """These three as in `Work`."""
 
 
 def figures(steps: Iterable[Step], peak: float) -> dict[str, float]:
     """What is reported of steps, on devices of `peak` flops a second together.
 
-    `tokens_per_second`, `examples_per_second`: sums over all steps by the sum of their seconds;
+    `tokens_per_second` (where there are any), `examples_per_second`: sums over all steps by the sum of
+    their seconds;
     `step_seconds_p50`, `_p90`, `_p99`: percentiles; `data_wait_share`: of the time, in 0..1;
     `model_flops_utilization`: flops by seconds and `peak`, in 0..1, where the flops are known.
 
@@ -54,7 +64,7 @@ def figures(steps: Iterable[Step], peak: float) -> dict[str, float]:
     seconds, waited, tokens, examples, flops = columns.sum(0)
     p50, p90, p99 = np.percentile(columns[:, 0], [50, 90, 99])
     found = {
-        "tokens_per_second": float(tokens / seconds),
+        **({"tokens_per_second": float(tokens / seconds)} if tokens else {}),
         "examples_per_second": float(examples / seconds),
         "step_seconds_p50": float(p50),
         "step_seconds_p90": float(p90),
@@ -107,7 +117,7 @@ class StepClock:
         self._since, self._waited = None, 0.0
 
 
-def work(batch: Mapping[str, np.ndarray], shape: Sequence[int]) -> tuple[int, int]:
+def without_padding(batch: Mapping[str, np.ndarray], shape: Sequence[int]) -> tuple[int, int]:
     """`(tokens, examples)` without padding of a step whose tokens are `shape`, `[A, B / A, L]`.
 
     Of the B rows `batch` holds those that this process read; all parts are taken to be as full.
@@ -165,9 +175,16 @@ def sentence(found: Mapping[str, float], memory: int) -> str:
     """
     p50, p90, p99 = (found[f"step_seconds_p{rank}"] for rank in (50, 90, 99))
     mfu = found.get("model_flops_utilization")
+    tokens = f"{rate(found)}, " if "tokens_per_second" in found else ""
     return (
-        f"{found['tokens_per_second']:,.0f} tokens/s, {found['examples_per_second']:.1f} examples/s, "
+        f"{tokens}{found['examples_per_second']:,.1f} examples/s, "
         f"steps of {p50:.3g} s (90 %: {p90:.3g}, 99 %: {p99:.3g}), waiting for data "
         f"{100 * found['data_wait_share']:.1f} %, "
         f"{'' if mfu is None else f'MFU {100 * mfu:.1f} %, '}{memory / 1e9:.1f} GB at most"
     )
+
+
+def rate(found: Mapping[str, float]) -> str:
+    """Tokens a second of `figures`, or examples a second where there are no tokens."""
+    unit = "tokens" if "tokens_per_second" in found else "examples"
+    return f"{found[f'{unit}_per_second']:,.0f} {unit}/s"

@@ -1,11 +1,11 @@
-"""The loop: a list of stages, each an update compiled once and run to its last step."""
+"""Training: a list of stages, each prepared, run by the loop and reported on."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,21 @@ from regjax import (
     adapting,
     checkpoint,
     compilation,
+    loop,
     model_flops,
     optim,
     paths,
-    preemption,
     prompting,
     sharding,
+    throughput,
 )
-from regjax.data import Batches
+from regjax.classification import ImageExperiment, train_runs
+from regjax.data import Batches, Examples
 from regjax.errors import InputError
 from regjax.experiment import Experiment, write_config
 from regjax.files import write_json
-from regjax.log import Log, print_table, progress
+from regjax.log import Log, print_table
+from regjax.loop import Work
 from regjax.models import Apply
 from regjax.prepare import (
     LARGEST_WINS,
@@ -40,7 +43,7 @@ from regjax.prepare import (
     save_tokenizer,
 )
 from regjax.profiling import Profiler, Steps
-from regjax.recorder import Recorder
+from regjax.recorder import Chunk
 from regjax.results import (
     StageEvaluation,
     finish_stage,
@@ -51,6 +54,7 @@ from regjax.results import (
 from regjax.stages import (
     INITIAL,
     PREVIOUS,
+    TrainState,
     abstract_state,
     init_state,
     make_update,
@@ -61,7 +65,7 @@ Parameters = Mapping[str, jax.Array]
 
 
 def train(
-    experiment: Experiment,
+    experiment: Experiment | ImageExperiment,
     workdir: str | Path,
     *,
     model: tuple[Apply, Any] | None = None,
@@ -76,7 +80,7 @@ def train(
     (`jax.distributed`) all call this with the same arguments and share `workdir`; the first writes.
 
     Args:
-      experiment: what to run.
+      experiment: what to run; of an `ImageExperiment` see `regjax.classification.train_runs`.
       workdir: folder for checkpoints, logs, predictions and results; made if absent.
       model: `(apply, params)` of a model of your own, in place of the experiment's: `apply` is an
         `Apply` or a function `(params, tokens [B, L]) -> logits [B, L, V]` such as a Linen
@@ -93,6 +97,10 @@ def train(
       TrainingStopped: after `max_bad_steps` steps in a row that were not finite.
       preemption.Interrupted: on SIGTERM or SIGINT, once the step was saved; a `KeyboardInterrupt`.
     """
+    if isinstance(experiment, ImageExperiment):
+        if model is not None:
+            raise InputError("model: an image experiment names its architectures itself")
+        return train_runs([experiment], workdir, mesh=mesh, quiet=quiet, profile=profile)
     compilation.enable_cache()
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -168,89 +176,54 @@ def _run_stage(
     )
     evaluation = StageEvaluation(run, index)
 
-    checkpoints = folder / "checkpoints"
-    largest = stage.select.rpartition("/")[2] in LARGEST_WINS
-    with (
-        checkpoint.open_manager(
-            checkpoints,
-            select=stage.select,
-            largest=largest,
-            keep_latest=experiment.keep_latest,
-            keep_best=experiment.keep_best,
-            keep_every=experiment.keep_every,
-        ) as manager,
-        progress(stage.name, stage.steps) as advance,
-        contextlib.closing(profiler),
-        preemption.watch() as stop,
-    ):
-        recorder = Recorder(
-            log, stage.name, experiment, stage.steps, ready.splits.train, advance,
-            lambda batch: _flops(run, ready, batch, [*trained]),
-        )  # fmt: skip
-
-        # resume
-        resumed = manager.latest_step() is not None
-        if resumed:
-            state, saved = checkpoint.restore(manager, state)
-            _check_position(saved, position, folder)
-            recorder.resume(saved["recorder"])
-        step = int(state.step)
-        if step > stage.steps:
-            raise InputError(
-                f"{folder} was trained for {step} steps, {stage.steps} are asked for: raise the "
-                "steps, or give another --workdir"
-            )
-        log.rewind(stage.name, step if resumed else -1)
-        advance(step)
-
-        def evaluate(step: int) -> dict[str, float]:
-            report = evaluation("validation", {**frozen, **state.params}).figures
-            log.write(stage.name, step, {f"validation/{k}": v for k, v in report.items()})
-            return report
-
-        # loop
-        if (
-            step == 0
-            and stage.eval_every
-            and not resumed
-            and stage.probes
-            and evaluation.has("validation")
-        ):
-            evaluate(0)
-        for batch in recorder.waiting(batches.only(rows.here).iterate(step, stage.steps)):
+    def chunks(step: int) -> Iterator[Chunk]:
+        known: dict[Any, float] = {}
+        for batch in batches.only(rows.here).iterate(step, stage.steps):
             placed = rows.put({name: batch[name] for name in batch if name != "record_ids"})
-            profiler.before(step + 1, recorder.flush)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-                state, metrics = update(state, frozen, placed)
-            step += 1
-            recorder.add(step, metrics, batch, placed)
-            profiler.after(step, recorder.flush)
-            last, signal = step == stage.steps, stop(step)
-            report: dict[str, float] = {}
-            if evaluation.has("validation") and (last or _due(step, stage.eval_every)):
-                recorder.flush()
-                report = evaluate(step)
-            if last or report or signal or _due(step, experiment.checkpoint_every):
-                recorder.flush()
-                saved = {**position, "step": step, "recorder": recorder.state}
-                checkpoint.save(manager, step, state, saved, report)
-            if signal:
-                checkpoint.wait(manager)
-                raise preemption.Interrupted(
-                    f"stopped at step {step} of stage {stage.name!r}, which is saved; the same "
-                    "command goes on from there",
-                    signal,
-                )
-        checkpoint.wait(manager)
+            shapes = tuple((name, array.shape) for name, array in placed.items())
+            if shapes not in known:
+                known[shapes] = _flops(run, ready, placed, [*trained])
+            yield Chunk(
+                placed,
+                shapes,
+                throughput.Work(
+                    *throughput.without_padding(batch, placed["tokens"].shape), flops=known[shapes]
+                ),
+                record_ids=functools.partial(_record_ids, ready.splits.train, batch["record_ids"]),
+            )
 
-        # result
-        best = manager.best_step() if stage.select else None
-        if best not in (None, step):
-            step = best
-            state, _ = checkpoint.restore(manager, state, step)
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return evaluation("validation", {**frozen, **state.params}).figures
+
+    work = Work(
+        name=stage.name,
+        folder=folder,
+        steps=stage.steps,
+        update=lambda state, placed: update(state, frozen, placed),
+        chunks=chunks,
+        evaluate=evaluate if evaluation.has("validation") else None,
+        position=position,
+        eval_every=stage.eval_every,
+        evaluate_first=bool(stage.eval_every and stage.probes),
+        select=stage.select,
+        largest=stage.select.rpartition("/")[2] in LARGEST_WINS,
+    )
+    policy = loop.Policy(
+        log_every=experiment.log_every,
+        checkpoint_every=experiment.checkpoint_every,
+        keep_latest=experiment.keep_latest,
+        max_bad_steps=experiment.max_bad_steps,
+        keep_best=experiment.keep_best,
+        keep_every=experiment.keep_every,
+    )
+    state, step, recorder = loop.run(work, state, policy, log, profiler)
     params = {**frozen, **state.params}
     result = finish_stage(run, index, params, step, evaluation, folder)
     return params, result, recorder.summary
+
+
+def _record_ids(examples: Examples, record_ids: np.ndarray, step: int) -> list[str]:
+    return [examples.ids[index] for index in np.unique(record_ids[record_ids >= 0])]
 
 
 def _flops(run: Prepared, ready: PreparedStage, batch: Mapping[str, Any], trained: Any) -> float:
@@ -260,10 +233,6 @@ def _flops(run: Prepared, ready: PreparedStage, batch: Mapping[str, Any], traine
     objective = ready.stage.objective
     row = model_flops.of_row(run.config, objective, ready.codec, batch, trained)
     return row * math.prod(batch["tokens"].shape[:-1])
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _stage_seed(seed: int, index: int) -> int:
@@ -289,20 +258,3 @@ def _position(run: Prepared, index: int, start: Parameters) -> dict[str, Any]:
 def _prompt_place(ready: PreparedStage) -> str:
     prompt = ready.stage.soft_prompt
     return f", soft prompt {'after bos' if prompt.after_bos else 'first'}" if prompt else ""
-
-
-def _check_position(saved: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
-    meanings = {
-        "seed": "with another seed",
-        "data": "on other training data",
-        "batches": "in other batches",
-        "start": "from other parameters (another model, or an earlier stage that has changed since)",
-        "lora": "with other adapters",
-    }
-    for name, meaning in meanings.items():
-        before, now = saved.get(name), expected.get(name)
-        if before != now:
-            raise InputError(
-                f"{folder} was trained {meaning}: {before} then, {now} now. Give "
-                f"another --workdir, or delete {folder} to train the stage anew"
-            )

@@ -179,6 +179,40 @@ def moved(config, grads, start=None, steps=10):
     return found, state
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum_decay_and_steps_is_that_of_torch(nesterov):
+    """Ten updates beside `torch.optim.SGD` with `MultiStepLR`; biases are left out of the decay."""
+    torch = pytest.importorskip("torch")
+    config = Optimizer(
+        name="sgd", learning_rate=0.1, b1=0.9, nesterov=nesterov, weight_decay=0.05,
+        schedule="steps", milestones=(0.4, 0.8), milestone_scale=0.1, warmup=0.0, clip_norm=0.0,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    params = {"a/kernel": random.normal(size=(3, 2)), "a/bias": random.normal(size=2)}
+    gradients = [{k: random.normal(size=v.shape) for k, v in params.items()} for _ in range(10)]
+    theirs = {k: torch.tensor(v, dtype=torch.float32) for k, v in params.items()}
+    groups = [
+        {"params": [theirs["a/kernel"]], "weight_decay": 0.05},
+        {"params": [theirs["a/bias"]], "weight_decay": 0.0},
+    ]
+    rule = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=nesterov)
+    rates = torch.optim.lr_scheduler.MultiStepLR(rule, [4, 8], gamma=0.1)
+    ours = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+    tx = optim.build(config, 10, ours)
+    state = tx.init(ours)
+    for gradient in gradients:
+        updates, state = tx.update(
+            {k: jnp.asarray(v, jnp.float32) for k, v in gradient.items()}, state, ours
+        )
+        ours = optax.apply_updates(ours, updates)
+        for name, value in gradient.items():
+            theirs[name].grad = torch.tensor(value, dtype=torch.float32)
+        rule.step()
+        rates.step()
+        for name, value in theirs.items():
+            np.testing.assert_allclose(ours[name], value.numpy(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(100, 64), (150, 130)])
 def test_the_first_update_of_adafactor_is_the_rate_against_the_sign(shape):
     gradient = gradients(shape)
@@ -341,11 +375,12 @@ def test_gradients_are_clipped_to_a_global_norm(share):
             {"parameter_scale": True},
             "optimizer.parameter_scale is True, which has no effect with adamw",
         ),
-        ({"name": "sgd", "weight_decay": 0.1}, "weight_decay is 0.1, which has no effect with sgd"),
-        (
-            {"name": "sgd", "groups": (ParameterGroup("a", weight_decay=0.1),)},
-            r"optimizer.groups\[0\].weight_decay is 0.1, which has no effect",
-        ),
+        ({"milestones": (0.75, 0.5)}, "milestones are .*; expected rising shares"),
+        ({"milestones": (0.5, 1.0)}, "milestones are .*; expected rising shares"),
+        ({"schedule": "steps", "warmup": 0.6}, "milestones begin at 0.5, in the warm-up"),
+        ({"milestone_scale": 0.0}, "optimizer.milestone_scale is 0.0; it has to be above 0"),
+        ({"nesterov": True}, "nesterov has an effect with sgd and b1 above 0 alone"),
+        ({"name": "sgd", "b1": 0.0, "nesterov": True}, "nesterov has an effect"),
     ],
 )
 def test_numbers_out_of_range_are_refused(changes, message):

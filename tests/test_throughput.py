@@ -93,8 +93,11 @@ def test_work_of_a_batch_leaves_padding_out():
         "record_ids": np.array([[7, 3], [0, -1], [-1, -1]]),
     }
     batch["tokens"] = np.zeros((3, 4))
-    assert throughput.work(batch, (1, 3, 4)) == (4, 3)
-    assert throughput.work(batch, (2, 3, 4)) == (2 * 4, 2 * 3)  # another process has as many rows
+    assert throughput.without_padding(batch, (1, 3, 4)) == (4, 3)
+    assert throughput.without_padding(batch, (2, 3, 4)) == (
+        2 * 4,
+        2 * 3,
+    )  # another process has as many rows
 
 
 @pytest.mark.parametrize(
