@@ -128,6 +128,25 @@ def test_instance_noise_has_the_mean_of_the_cut_normal(rate):
     assert abs((labels != split.true_labels).mean() - expected) < 4.5 * spread
 
 
+def test_instance_noise_is_its_formula():
+    """One image after another, given the same uniform numbers."""
+    split = split_of(3, 60, images=instances(60))
+    labels, _ = noisy_labels(split, LabelNoise("instance", 0.3), 3, 5)
+    assert 5 < (labels != split.true_labels).sum() < 40
+    x = split.images.reshape(60, -1).astype(np.float64)
+    x -= x.mean(axis=0)
+    x /= x.std()
+    uniform = _uniform(5, 60, 2)
+    for i, y in enumerate(split.true_labels):
+        q = stats.truncnorm(-3, 7, 0.3, 0.1).ppf(uniform[i, 0])
+        scores = x[i] @ stats.norm.ppf(_uniform(5, 48, 3, stream=1 + y))
+        shares = np.exp(scores - scores.max())
+        shares[y] = 0.0
+        shares *= q / shares.sum()
+        shares[y] = 1 - q
+        assert labels[i] == np.searchsorted(np.cumsum(shares), uniform[i, 1], side="right")
+
+
 def test_instance_noise_is_decided_by_the_image():
     """Equal images flip to one class where they flip; images as such differ in it."""
     images = np.repeat(instances(8)[:, None], 500, axis=1).reshape(4000, 4, 4, 3)
