@@ -135,7 +135,7 @@ def noisy_labels(
 
 def _uniform(seed: int, *shape: int, stream: int = 0) -> np.ndarray:
     """Numbers in [0, 1) from the words of Philox, the same with every version of NumPy."""
-    random = np.random.Philox(key=(seed % 2**64) + STREAM + (stream << 96))
+    random = np.random.Philox(key=(int(seed) % 2**64) + STREAM + (stream << 96))
     return (random.random_raw(int(np.prod(shape))) >> np.uint64(11)).reshape(shape) * 2.0**-53
 
 

@@ -30,11 +30,11 @@ def drawn(split: Split, labels: np.ndarray, classes: int) -> np.ndarray:
     return counts
 
 
-def check_drawn_from(counts: np.ndarray, matrix: np.ndarray, sigmas: float = 5.5) -> None:
+def check_drawn_from(counts: np.ndarray, matrix: np.ndarray) -> None:
     """Each count is binomial with the probability that the matrix says."""
     totals = counts.sum(axis=1, keepdims=True)
-    spread = np.sqrt(totals * matrix * (1 - matrix))
-    assert (np.abs(counts - totals * matrix) <= sigmas * spread + 1e-9).all()
+    assert (stats.binom.cdf(counts, totals, matrix) > 1e-11).all()
+    assert (stats.binom.sf(counts - 1, totals, matrix) > 1e-11).all()
 
 
 @settings(deadline=None, max_examples=40)
@@ -51,7 +51,7 @@ def test_labels_are_drawn_from_the_matrix(classes, rate, seed, kind):
     np.testing.assert_allclose(matrix.sum(axis=1), 1.0, rtol=1e-12)
     np.testing.assert_allclose(np.diagonal(matrix), 1 - rate, atol=1e-12)
     check_drawn_from(drawn(split, labels, classes), matrix)
-    again, _ = noisy_labels(split, LabelNoise(kind, rate), classes, seed)
+    again, _ = noisy_labels(split, LabelNoise(kind, rate), classes, np.uint64(seed % 2**64))
     np.testing.assert_array_equal(again, labels)
 
 
@@ -126,6 +126,25 @@ def test_instance_noise_has_the_mean_of_the_cut_normal(rate):
     expected = stats.truncnorm(-rate / 0.1, (1 - rate) / 0.1, rate, 0.1).mean()
     spread = np.sqrt(expected * (1 - expected) / 20_000)
     assert abs((labels != split.true_labels).mean() - expected) < 4.5 * spread
+
+
+def test_instance_noise_is_its_formula():
+    """One image after another, given the same uniform numbers."""
+    split = split_of(3, 60, images=instances(60))
+    labels, _ = noisy_labels(split, LabelNoise("instance", 0.3), 3, 5)
+    assert 5 < (labels != split.true_labels).sum() < 40
+    x = split.images.reshape(60, -1).astype(np.float64)
+    x -= x.mean(axis=0)
+    x /= x.std()
+    uniform = _uniform(5, 60, 2)
+    for i, y in enumerate(split.true_labels):
+        q = stats.truncnorm(-3, 7, 0.3, 0.1).ppf(uniform[i, 0])
+        scores = x[i] @ stats.norm.ppf(_uniform(5, 48, 3, stream=1 + int(y)))
+        shares = np.exp(scores - scores.max())
+        shares[y] = 0.0
+        shares *= q / shares.sum()
+        shares[y] = 1 - q
+        assert labels[i] == np.searchsorted(np.cumsum(shares), uniform[i, 1], side="right")
 
 
 def test_instance_noise_is_decided_by_the_image():
