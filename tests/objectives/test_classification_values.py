@@ -20,6 +20,7 @@ from regjax.objectives.classification import (
     NoiseRobust,
     Robust,
 )
+from regjax.objectives.classification.teachers import mean_teacher as mean_teacher_logits
 from tests.objectives.classification_cases import (
     BATCH,
     CLASSES,
@@ -234,11 +235,21 @@ def test_a_matrix_of_symmetric_noise_is_its_rate():
 
 
 def test_one_teacher_counts_as_it_is():
-    """Also where its probabilities are not to be told from zero."""
-    batch = one_teacher({**BATCH, "teacher_logits": 50 * BATCH["teacher_logits"]})
-    q = softmax(50 * TEACHERS[0, :SIZE])
-    found = loss_of(Distillation(1.0, 1.0, "cross_entropy"), batch=batch)
-    np.testing.assert_allclose(found, np.mean(-np.sum(q * LOG_P, axis=1)), rtol=3e-6)
+    """To the last bit: dividing by a temperature and multiplying by it again would not be."""
+    found = mean_teacher_logits(one_teacher(), 3.0, "this")
+    np.testing.assert_array_equal(found, BATCH["teacher_logits"][0])
+
+
+def test_a_label_that_the_noise_never_gives_has_no_part():
+    """Its loss is infinite, and no target has weight on it."""
+    noise = np.delete(NOISE, 0, axis=1)
+    noise = np.pad(noise / noise.sum(axis=1, keepdims=True), ((0, 0), (1, 0)))
+    labels = 1 + LABELS % 3
+    batch = {"labels": jnp.asarray(labels), "targets": jnp.eye(CLASSES)[labels]}
+    objective = NoiseMatrixCorrection()
+    given = given_of(objective, FACTS._replace(noise_matrix=noise))
+    found = loss_of(objective, batch=batch, given=given)
+    np.testing.assert_allclose(found, np.mean(-np.log((P @ noise)[ROWS, labels])), rtol=3e-6)
 
 
 def test_twice_the_same_teacher_is_that_teacher():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import numpy as np
 from scipy.special import softmax
@@ -15,18 +13,17 @@ from regjax.objectives.classification.objective import Batch, Facts
 def mean_teacher(batch: Batch, temperature: jax.Array | float, name: str) -> jax.Array:
     """Logits `[B, C]` whose softmax at temperature T is the mean of the teachers' at T.
 
-        T log mean_t softmax(z_t / T)
+        T log sum_t softmax(z_t / T)
 
     Those of one teacher are its own. `InputError` for a batch without teachers.
     """
     if "teacher_logits" not in batch:
         raise InputError(f"{name} needs a teacher: name earlier stages as teachers of this one")
     logits = jax.lax.stop_gradient(batch["teacher_logits"])
-    count = len(logits)
-    if count == 1:
+    if len(logits) == 1:
         return logits[0]
     log_probs = jax.nn.log_softmax(logits / temperature)
-    return temperature * (jax.nn.logsumexp(log_probs, axis=0) - math.log(count))
+    return temperature * jax.nn.logsumexp(log_probs, axis=0)
 
 
 def mean_probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
