@@ -376,7 +376,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             columns: Names of the columns of a CSV or TSV without a header.
             on_bad_record: Records that cannot be used: stop, or skip and count them.
             output: Where to write the report as JSON.
-            batch_size: Rows scored at once.
+            batch_size: Rows scored at once, rounded up to what divides among the devices.
         """
         if output is not None and not output.parent.is_dir():
             raise InputError(f"{output.parent} is no folder: make it, or give another --output")
@@ -435,7 +435,7 @@ def predict(arguments: Sequence[str]) -> None:
             input: Records with the fields of the model's template: .jsonl or .jsonl.gz.
             output: The same records with predicted_score, distribution, grid_mass and line.
             read_out: How a score is read from the distribution; empty: the model's own.
-            batch_size: Rows scored at once.
+            batch_size: Rows scored at once, rounded up to what divides among the devices.
             on_bad_record: Records that cannot be used: stop, or skip and list them.
             overwrite: Replace an output that exists.
         """

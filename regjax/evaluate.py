@@ -31,7 +31,7 @@ def evaluate(
       score_field: the field that holds the true score.
       columns: names of the columns of a CSV or TSV without a header.
       on_bad_record: stop, or skip records that cannot be used (`report["skipped"]` counts them).
-      batch_size: rows scored at once.
+      batch_size: rows scored at once, rounded up to what divides among the devices.
       intervals: bootstrap intervals at 95 % too.
 
     Raises:
@@ -48,6 +48,7 @@ def evaluate(
         score_field=score_field,
         on_bad_record=on_bad_record,
     )
+    batch_size = reader.rows(batch_size)
     examples = load_examples(
         source, data, reader.template, reader.tokenizer, reader.grid, reader.codec
     )

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from regjax import adapting, checkpoint, models, paths, prompting
+from regjax import adapting, checkpoint, models, paths, prompting, sharding
 from regjax.data import (
     BadRecord,
     Data,
@@ -23,6 +24,7 @@ from regjax.data import (
     ordered_batches,  # fmt: skip
 )
 from regjax.data.bad_records import check_bad_records
+from regjax.data.rows import round_up
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS, Score, evaluate_batches, make_score
 from regjax.files import write_json
@@ -32,6 +34,7 @@ from regjax.models.lora_files import LoraOrigin, load_lora
 from regjax.models.prompt import SOFT_PROMPT, with_prompts
 from regjax.models.prompt_files import load_prompt
 from regjax.scores import ScoreGrid
+from regjax.sharding import MeshShape
 from regjax.token_grid import TokenGrid
 
 READER_FILE = "regjax.json"
@@ -72,6 +75,8 @@ class Reader:
     read_out: str
     max_length: int
     score: Score
+    row_parts: int = 1
+    """Parts that `score` deals the rows of a batch out in, which have to divide."""
 
     @classmethod
     def load(
@@ -82,6 +87,9 @@ class Reader:
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> Reader:
         """The reader of a workdir (its last stage), of a stage's `model` folder, or of an exported one.
+
+        Rows and parameters are dealt out over all devices of this process, so that a model may be
+        larger than one of them.
 
         Raises:
           InputError: if there is none, or it is not whole.
@@ -99,17 +107,23 @@ class Reader:
         if read_out not in READ_OUTS:
             known = ", ".join(READ_OUTS)
             raise InputError(f"unknown read-out {read_out!r}; known: {known}")
-        model, params, tokenizer = load_model(folder, dtype=dtype)
+        mesh = sharding.make_mesh(MeshShape(data=1, fsdp=-1), jax.local_devices())
+        model, params, tokenizer = load_model(folder, dtype=dtype, mesh=mesh)
         codec = template.codec(grid, tokenizer)
-        score = make_score(model, codec)
+        score = make_score(model, codec, mesh)
         return cls(
-            model, params, tokenizer, template, grid, codec, read_out, saved["max_length"], score
-        )
+            model, params, tokenizer, template, grid, codec, read_out, saved["max_length"], score,
+            sharding.row_parts(mesh),
+        )  # fmt: skip
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """Row lengths below `max_length`: powers of two, so that few shapes are compiled."""
         return tuple(2**n for n in range(5, 31) if 2**n < self.max_length)
+
+    def rows(self, batch_size: int) -> int:
+        """`batch_size`, rounded up to what divides among the devices."""
+        return round_up(batch_size, self.row_parts)
 
     def __call__(self, records: Sequence[Mapping[str, Any]], batch_size: int = 64) -> list[Scored]:
         """Scores of records that hold the template's fields, in their order.
@@ -133,7 +147,7 @@ class Reader:
         if not examples.examples:
             return {}, examples.bad
         found = evaluate_batches(
-            self.score, self.params, ordered_batches(examples, batch_size, data),
+            self.score, self.params, ordered_batches(examples, self.rows(batch_size), data),
             self.codec.values, (),
         )  # fmt: skip
         predicted = np.asarray(READ_OUTS[self.read_out](found.probabilities, found.values))
@@ -151,6 +165,7 @@ def load_model(
     *,
     soft_prompt: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: Mesh | None = None,
 ) -> Loaded:
     """The model of a workdir (its last stage), of a stage's folder, or of an exported one.
 
@@ -161,6 +176,7 @@ def load_model(
       soft_prompt: with the soft prompt it was trained with, if it was; False: take it off, for tasks
         of another format than the one it was trained on.
       dtype: of the parameters; a soft prompt is float32.
+      mesh: where the parameters go, by the rules of `regjax.sharding`; by default the default device.
 
     Raises:
       InputError: if there is none, or it is not whole, or the soft prompt or the adapters are another
@@ -169,13 +185,17 @@ def load_model(
     folder = find_model(Path(folder))
     saved = _read_reader_file(folder / READER_FILE)
     weights = _weights(folder, saved)
-    model, params, config = _load_weights(folder, saved, dtype)
+    model, params, config = _load_weights(folder, saved, dtype, mesh)
     tokenizer = load_tokenizer(str(weights))
     if soft_prompt and saved.get("soft_prompt"):
         expected = prompting.origin(config.width, config, tokenizer)
         prompt, origin = load_prompt(folder / saved["soft_prompt"], expected)
         model = with_prompts(model, [PROMPT], after=int(bool(origin.after_bos)))
         params = {**params, SOFT_PROMPT: {PROMPT: prompt}}
+    if mesh is not None:
+        flat = paths.flatten(params)
+        places = sharding.place(flat, mesh, sharding.rules_for(config, mesh))
+        params = paths.unflatten({p: sharding.put(leaf, places[p]) for p, leaf in flat.items()})
     return Loaded(model, params, tokenizer)
 
 
@@ -188,7 +208,10 @@ def _weights(folder: Path, saved: Mapping[str, Any]) -> str | Path:
 
 
 def _load_weights(
-    folder: Path, saved: Mapping[str, Any], dtype: Literal["float32", "bfloat16"]
+    folder: Path,
+    saved: Mapping[str, Any],
+    dtype: Literal["float32", "bfloat16"],
+    mesh: Mesh | None = None,
 ) -> tuple[Apply, Any, DecoderConfig]:
     """Model, parameters with adapters merged, and config."""
     weights = _weights(folder, saved)
@@ -201,6 +224,8 @@ def _load_weights(
         compute_dtype=config.dtype if dtype == "float32" else dtype,
         attention=config.attention,
         scan_layers=config.scan_layers,
+        mesh=mesh,
+        rules=() if mesh is None else sharding.rules_for(config, mesh),
     )
     model, params = models.split(module)
     if saved.get("lora"):

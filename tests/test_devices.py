@@ -1,4 +1,4 @@
-"""The whole run on eight devices, and what is said when the rows do not divide among them."""
+"""The whole run on eight devices, and what is said when the rows do not divide; readers on eight."""
 
 import dataclasses
 import os
@@ -10,7 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+import regjax
+from regjax import models, paths
 from regjax.log import read_log
+from regjax.models import Lora
+from regjax.reader import Reader, save_reader
 from regjax.train import train
 from tests.small_experiment import experiment
 
@@ -47,3 +51,64 @@ def test_rows_that_do_not_divide_among_the_devices_are_refused(tmp_path):
     assert done.returncode == 2
     assert "12 rows each, which do not divide among 8 devices" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+READ = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+import regjax
+from regjax.reader import Reader
+from tests.small_experiment import experiment
+
+output, *folders = sys.argv[1:]
+found = {}
+for number, folder in enumerate(folders):
+    reader = Reader.load(folder)
+    params = reader.params
+    assert params["embedding"]["table"].sharding.spec == P(None, "fsdp")
+    assert params["layers"]["mlp"]["up"]["kernel"].sharding.spec == P(None, "fsdp")
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(params))
+    assert (reader.rows(1), reader.rows(8), reader.rows(13)) == (8, 8, 16)
+    found[str(number)] = [one.probabilities for one in reader(experiment.data.test, 13)]
+found["few"] = regjax.evaluate(
+    folders[0], experiment.data.test, batch_size=3, intervals=False
+).probabilities
+np.savez(output, **found)
+"""
+
+
+def with_extras(trained, folder):
+    """The trained model with adapters, and a soft prompt, that change what it says."""
+    reader, draw = Reader.load(trained), np.random.default_rng(0)
+    base, lora = trained.resolve() / "second" / "model", Lora(rank=2)
+    shapes = models.lora.adapter_shapes(lora, reader.params)
+    adapters = {path: draw.normal(size=leaf.shape, scale=0.3) for path, leaf in shapes.items()}
+    models.save_lora(folder, paths.unflatten(adapters)["lora"], lora, models.read_config(base))
+    models.save_prompt(folder.parent / "prompt", draw.normal(size=(3, 16)).astype("float32"))
+    save_reader(
+        folder, reader.template, reader.grid, "mean", reader.max_length,
+        base_model=str(base), lora=".", soft_prompt="../prompt",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.skipif(jax.device_count() != 1, reason="compares with a single device")
+def test_a_reader_on_eight_devices_says_what_it_says_on_one(trained, tmp_path):
+    folders = [trained, with_extras(trained, tmp_path / "lora")]
+    subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "found.npz"), *map(str, folders)],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).resolve().parents[1],
+        check=True,
+    )
+    found = np.load(tmp_path / "found.npz")
+    plain, other = (
+        regjax.evaluate(folder, experiment.data.test, batch_size=40, intervals=False).probabilities
+        for folder in folders
+    )
+    np.testing.assert_allclose(found["0"], plain, rtol=1e-5)
+    np.testing.assert_allclose(found["few"], plain, rtol=1e-5)
+    np.testing.assert_allclose(found["1"], other, rtol=1e-5)
+    assert np.abs(plain - other).max() > 0.1

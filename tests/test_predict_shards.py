@@ -1,6 +1,7 @@
 """Prediction by several processes: the records of one call, in their order, however often it is stopped."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -159,13 +160,14 @@ def test_nothing_usable_is_said_once(reader, tmp_path, process):
 
 
 def test_two_processes_one_of_them_killed(trained, reader, tmp_path):
-    """With the launcher and jax's own processes."""
+    """With the launcher and jax's own processes, of two devices each."""
     source = write(tmp_path / "in.jsonl", rated_texts(5000, seed=6))
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     predict.predict(reader, source, whole)
     arguments = ["--model", str(trained), "--input", str(source), "--output", str(output)]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "regjax", "launch", "--local", "2", "--", "predict", *arguments],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
