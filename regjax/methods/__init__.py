@@ -1,5 +1,5 @@
 """Methods of papers, each as a list of stages."""
 
-from regjax.methods import bipartite_ranking, promot
+from regjax.methods import bipartite_ranking, distillation, noise, promot, robust_distillation
 
-__all__ = ["bipartite_ranking", "promot"]
+__all__ = ["bipartite_ranking", "distillation", "noise", "promot", "robust_distillation"]
