@@ -1,9 +1,9 @@
 """Teachers and students: distillation, what protects classes that the teacher is bad at, and refinery.
 
 Lukasik, Bhojanapalli, Menon, Kumar, *Teacher's pet: understanding and mitigating biases in distillation*,
-TMLR 2022 (arXiv 2106.10494), for AdaAlpha and AdaMargin, both reconstructed; Hinton et al., 2015; Zhao et al.,
-CVPR 2022 (DKD); Huang et al., NeurIPS 2022 (DIST); Bagherinezhad et al., 2018 (label refinery); Menon et al.,
-ICLR 2021 (logit adjustment). Every function gives stages for `ImageExperiment(stages=...)`.
+TMLR 2022 (arXiv 2106.10494), for AdaAlpha and AdaMargin, both reconstructed; Hinton et al., 2015; Zhao et
+al., CVPR 2022 (DKD); Huang et al., NeurIPS 2022 (DIST); Bagherinezhad et al., 2018 (label refinery); Menon
+et al., ICLR 2021 (logit adjustment). Every function gives stages for `ImageExperiment(stages=...)`.
 """
 
 from __future__ import annotations
