@@ -282,7 +282,7 @@ def pareto_front(points: Sequence[TradeOff]) -> list[bool]:
     at_least = (overall[:, None] >= overall) & (worst[:, None] >= worst)
     better = (overall[:, None] > overall) | (worst[:, None] > worst)
     defined = np.isfinite(overall) & np.isfinite(worst)
-    dominated = np.any(at_least & better & defined[:, None], axis=0)
+    dominated = np.any(at_least & better, axis=0)
     return [bool(on) for on in defined & ~dominated]
 
 
