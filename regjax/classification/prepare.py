@@ -80,6 +80,11 @@ def check_stage(run: Prepared, stage: ImageStage) -> None:
         vision.build(experiment.model_of(stage), run.splits.train.images.shape[1:], run.num_classes)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
+    if experiment.data.augmentation.mixup and stage.teachers and stage.teacher == "cached":
+        raise InputError(
+            f"{place}: cached teachers have not seen the images that mixup makes; set "
+            'teacher="on_the_fly"'
+        )
     if stage.start != NEW:
         earlier = next(each for each in experiment.stages if each.name == stage.start)
         if experiment.model_of(earlier) != experiment.model_of(stage):

@@ -35,6 +35,9 @@ from regjax.models import vision
 from regjax.profiling import Profiler, Steps
 from regjax.sharding import replicated
 
+build = functools.lru_cache(maxsize=32)(vision.build)
+"""One classifier for stages of one architecture, so that what is compiled for one serves the others."""
+
 
 class Finished(NamedTuple):
     """The models of a stage."""
@@ -117,7 +120,7 @@ def _run_stage(
     folder = workdir / stage.name
     images = splits.train.images
     config = experiment.model_of(stage)
-    classifier = vision.build(config, images.shape[1:], run.num_classes)
+    classifier = build(config, images.shape[1:], run.num_classes)
     by = runs_by(experiment, config)
 
     # what the steps read

@@ -7,6 +7,7 @@ Lukasik, Bhojanapalli, Menon, Kumar, *Does label smoothing mitigate label noise?
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from regjax.classification import ImageStage
@@ -57,35 +58,23 @@ def corrections(
     )
 
 
-def smoothed_teachers(
+def students_of(
+    teachers: Sequence[str] = ("ce", "smoothing", "forward"),
     *,
-    smoothing: float = 0.1,
     alpha: float = 1.0,
     temperature: float = 1.0,
-    teacher_model: Any = None,
     **stage: Any,
 ) -> tuple[ImageStage, ...]:
-    """Teachers trained on the noisy labels by cross-entropy, smoothing and the forward correction, and a
-    student of each.
+    """A student of each teacher, an earlier stage such as those of `corrections`: distilling from noisy
+    labels.
 
-    The smoothing is the teacher's alone: its student distils with weight `alpha` and temperature
-    `temperature`, both of which the paper does not say.
+    What is done about the noise is done in the teacher; the student distils with weight `alpha` and
+    temperature `temperature`, both of which the paper does not say.
 
-    >>> [(stage.name, stage.teachers) for stage in smoothed_teachers()][-1]
-    ('student_of_forward', ('teacher_forward',))
+    >>> [(stage.name, stage.teachers) for stage in students_of()][-1]
+    ('student_of_forward', ('forward',))
     """
-    objectives = {
-        "ce": CrossEntropy(),
-        "smoothing": CrossEntropy(rate=smoothing),
-        "forward": NoiseMatrixCorrection("forward"),
-    }
-    teachers = [
-        ImageStage(f"teacher_{name}", objective, model=teacher_model, **stage)
-        for name, objective in objectives.items()
-    ]
     student = Distillation(alpha=alpha, temperature=temperature)
-    students = [
-        ImageStage(f"student_of_{name}", student, teachers=(f"teacher_{name}",), **stage)
-        for name in objectives
-    ]
-    return (*teachers, *students)
+    return tuple(
+        ImageStage(f"student_of_{name}", student, teachers=(name,), **stage) for name in teachers
+    )

@@ -279,6 +279,16 @@ def test_every_image_is_seen_once_an_epoch():
     [
         ({"batch_size": 97}, "96 training images, fewer than batch_size 97"),
         ({"stages": (ImageStage("only", Robust()),)}, "stage 'only': .*held_out"),
+        (
+            {
+                "stages": (
+                    ImageStage("one", CrossEntropy()),
+                    ImageStage("two", Distillation(), teachers=("one",)),
+                ),
+                "data": ImageData(images(96), images(60), augmentation=Augmentation(mixup=0.2)),
+            },
+            "stage 'two': cached teachers have not seen the images that mixup makes",
+        ),
         ({"stages": (ImageStage("only", GroupDro()),)}, "stage 'only': GroupDro .*held_out"),
         ({"stages": (ImageStage("only", Distillation()),)}, "stage 'only': Distillation needs a teacher"),
         (
