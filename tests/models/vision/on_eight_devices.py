@@ -1,5 +1,6 @@
 """Prints, as JSON, how far a training step on rows dealt out over all devices is from one device's."""
 
+import functools
 import json
 
 import jax
@@ -13,7 +14,7 @@ SHAPE = (8, 8, 3)
 
 
 def gradients_and_statistics(classifier, params, statistics, images):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def step(params, statistics, images):
         def loss(params):
             outputs, new = classifier.apply(params, statistics, images, training=True)
@@ -43,14 +44,10 @@ def largest_difference(config):
     together = gradients_and_statistics(classifier, params, statistics, dealt_out)
 
     def difference(a, b):
-        return float(np.abs(np.asarray(a) - b).max() / max(1.0, np.abs(b).max()))
+        return float(np.abs(np.asarray(a) - b).max() / max(1e-2, np.abs(b).max()))
 
     return max(jax.tree.leaves(jax.tree.map(difference, together, jax.tree.map(np.asarray, alone))))
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps(
-            [largest_difference(CifarResNet(8)), largest_difference(CifarResNet(8, shortcut="B"))]
-        )
-    )
+    print(json.dumps(largest_difference(CifarResNet(8))))

@@ -1,5 +1,6 @@
 """Two training steps and an evaluation beside torch modules with the same weights."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,7 +20,7 @@ from regjax.models.vision import (
 from tests.models.vision import torch_classifiers as theirs
 
 CLASSES = 7
-RATE = 0.05
+RATE = 0.002
 
 
 def cifar(depth, widen=1, padded=True):
@@ -43,6 +44,14 @@ def resnet(block, expansion, counts, preactivated=False, imagenet=True):
     return body, 512 * expansion
 
 
+class Short(ResNet):
+    """Two blocks in the first stage and one in the others: all kinds of blocks, soon compiled."""
+
+    @property
+    def plan(self):
+        return dataclasses.replace(super().plan, blocks=(2, 1, 1, 1))
+
+
 # Name: (config, () -> (torch body, width of its features), side of the images, their number)
 CASES = {
     "linear": (Mlp(hidden=()), lambda: (theirs.Dense(192, ()), 192), 8, 6),
@@ -54,22 +63,26 @@ CASES = {
         14,
         6,
     ),
-    "resnet-8 wide": (CifarResNet(8, widen=2), lambda: cifar(8, widen=2), 16, 6),
-    "resnet-8 B": (CifarResNet(8, shortcut="B"), lambda: cifar(8, padded=False), 16, 6),
+    "resnet-8 wide B": (
+        CifarResNet(8, widen=2, shortcut="B"),
+        lambda: cifar(8, widen=2, padded=False),
+        16,
+        6,
+    ),
     "resnet-20": (CifarResNet(20), lambda: cifar(20), 16, 6),
     "resnet-32": (CifarResNet(32), lambda: cifar(32), 16, 6),
     "resnet-56": (CifarResNet(56), lambda: cifar(56), 16, 6),
     "resnet-18": (ResNet(18), lambda: resnet(theirs.BasicV1, 1, (2, 2, 2, 2)), 64, 4),
     "resnet-18 v2": (
-        ResNet(18, version=2, stem="cifar"),
-        lambda: resnet(theirs.BasicV2, 1, (2, 2, 2, 2), True, False),
+        Short(18, version=2, stem="cifar"),
+        lambda: resnet(theirs.BasicV2, 1, (2, 1, 1, 1), preactivated=True, imagenet=False),
         16,
         4,
     ),
-    "resnet-50": (ResNet(50), lambda: resnet(theirs.BottleneckV1, 4, (3, 4, 6, 3)), 64, 4),
+    "resnet-50": (Short(50), lambda: resnet(theirs.BottleneckV1, 4, (2, 1, 1, 1)), 64, 4),
     "resnet-50 v2": (
-        ResNet(50, version=2),
-        lambda: resnet(theirs.BottleneckV2, 4, (3, 4, 6, 3), True),
+        Short(50, version=2),
+        lambda: resnet(theirs.BottleneckV2, 4, (2, 1, 1, 1), preactivated=True),
         64,
         4,
     ),
@@ -157,16 +170,13 @@ def records(request):
     return ours, torch_steps(model, batches, torch.tensor(labels))
 
 
-def assert_close(ours, expected, name=""):
-    scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(ours, expected, atol=1e-4 * scale, rtol=0, err_msg=name)
-
-
 def test_logits(records):
     ours, expected = records
     for mode in ("evaluated", "trained"):
         for step in range(2):
-            assert_close(ours[mode][step], expected[mode][step], f"{mode} {step}")
+            np.testing.assert_allclose(
+                ours[mode][step], expected[mode][step], atol=1e-4, rtol=0, err_msg=f"{mode} {step}"
+            )
 
 
 def test_gradients(records):
@@ -174,9 +184,14 @@ def test_gradients(records):
     for step in range(2):
         assert ours["gradients"][step].keys() == expected["gradients"][step].keys()
         for path, gradient in expected["gradients"][step].items():
-            scale = max(float(np.abs(gradient).max()), 1e-2)
+            scale = float(np.abs(gradient).max())
+            # What a norm takes out again has no gradient: only rounding is left of it.
             np.testing.assert_allclose(
-                ours["gradients"][step][path], gradient, atol=1e-4 * scale, rtol=0, err_msg=path
+                ours["gradients"][step][path],
+                gradient,
+                atol=max(1e-4 * scale, 1e-6),
+                rtol=0,
+                err_msg=path,
             )
 
 
@@ -184,4 +199,6 @@ def test_running_statistics_after_two_steps(records):
     ours, expected = records
     assert ours["statistics"].keys() == expected["statistics"].keys()
     for path, statistic in expected["statistics"].items():
-        assert_close(ours["statistics"][path], statistic, path)
+        np.testing.assert_allclose(
+            ours["statistics"][path], statistic, atol=1e-5, rtol=1e-5, err_msg=path
+        )

@@ -52,22 +52,30 @@ TRANSFORMER_PATHS = {
 
 
 def randomise(model, seed=0):
-    """Weights and statistics away from where training starts, of a scale that deep models bear."""
+    """Weights and statistics away from where training starts, of a scale that deep models bear.
+
+    The shifts of batch norm are +-3.5 scales in turn, so that hardly any ReLU reads a number so close
+    to zero that rounding decides on the gradient.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor, mean, deviation):
         tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator))
 
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim > 1:
-                normal(tensor, 0, (2 / tensor[0].numel()) ** 0.5)
-            elif name.endswith("weight"):
-                normal(tensor, 1, 0.2)
-            elif tensor.is_floating_point():
-                normal(tensor, 0, 0.2)
+        for parameter in model.parameters():
+            deviation = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.2
+            normal(parameter, 0, deviation)
+        model.head.weight *= 0.1
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                normal(module.weight, 1, 0.2)
+            elif isinstance(module, nn.BatchNorm2d):
+                signs = 1 - 2 * (torch.arange(module.num_features) % 2)
+                normal(module.weight, 0.5, 0.1)
+                module.bias.copy_(3.5 * signs * module.weight)
+                normal(module.running_mean, 0, 0.2)
+                module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
     return model
 
 
