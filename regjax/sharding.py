@@ -144,32 +144,44 @@ def row_parts(mesh: AnyMesh) -> int:
 
 
 def rules_for(config: DecoderConfig | None, mesh: AnyMesh) -> Rules:
-    """The rules of a model's family; of a model that the caller brought (None) those of
-    soft prompts and adapters.
+    """The rules of a model's family; of a model that the caller brought (None) that its soft prompts
+    and adapters stay whole.
 
     Matrices with a wide inner side (heads of attention, hidden units of an MLP, the vocabulary) are
     dealt out on that side over `tensor`, so that a layer needs one sum over it, and on the other side
-    over `fsdp`. Heads stay whole: fewer than the axis has devices are not dealt out.
+    over `fsdp`. Heads stay whole: fewer than the axis has devices are not dealt out. Adapters
+    `A [in, r]`, `B [r, out]` of a kernel go where its `in` and its `out` go, so that `x A B` meets `x W`
+    as the devices hold it.
     """
-    # Adapters too: a part of one on each device would have the compiler deal out activations by width.
-    small = (r"^(soft_prompt|lora)/", P())
     if config is None:
-        return (small,)
+        return ((r"^(soft_prompt|lora)/", P()),)
 
     def heads(count: int) -> str | None:
         return None if count % mesh.shape["tensor"] else "tensor"
 
     query, keys = heads(config.heads), heads(config.key_value_heads)
+    kernels = {
+        "head": P("fsdp", "tensor"),
+        "layers/attention/query": P(None, "fsdp", query),
+        "layers/attention/(key|value)": P(None, "fsdp", keys),
+        "layers/attention/output": P(None, query, "fsdp"),
+        "layers/mlp/(gate|up)": P(None, "fsdp", "tensor"),
+        "layers/mlp/down": P(None, "tensor", "fsdp"),
+    }
+    adapters = [
+        rule
+        for place, (*stack, inputs, outputs) in kernels.items()
+        for rule in (
+            (f"^lora/{place}/a$", P(*stack, inputs)),
+            (f"^lora/{place}/b$", P(*stack, None, outputs)),
+        )
+    ]
     return (
-        small,
+        (r"^soft_prompt/", P()),
+        *adapters,
         (r"norm/scale$", P()),
         (r"^embedding/table$", P("tensor", "fsdp")),
-        (r"^head/kernel$", P("fsdp", "tensor")),
-        (r"^layers/attention/query/kernel$", P(None, "fsdp", query)),
-        (r"^layers/attention/(key|value)/kernel$", P(None, "fsdp", keys)),
-        (r"^layers/attention/output/kernel$", P(None, query, "fsdp")),
-        (r"^layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
-        (r"^layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
+        *((f"^{place}/kernel$", spec) for place, spec in kernels.items()),
         (r"^layers/attention/query/bias$", P(None, query)),
         (r"^layers/attention/(key|value)/bias$", P(None, keys)),
         (r"^layers/mlp/(gate|up)/bias$", P(None, "tensor")),

@@ -117,9 +117,12 @@ def train(
         write_config(experiment, workdir / "config.json")
     if first and run.mesh.size > 1 and not quiet:
         shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+        every: dict[str, Any] = dict(run.params)
+        for ready in run.stages:
+            every |= {**ready.adapters.shapes, **prompting.shapes(ready.prompts)}
         print_table(
             f"{experiment.name}: parameters on {run.mesh.size} devices ({shape})",
-            sharding.table(run.params, run.mesh, run.rules),
+            sharding.table(every, run.mesh, run.rules),
         )
     finished: dict[str, Parameters] = {INITIAL: run.params}
     results: dict[str, Any] = {"stages": {}}

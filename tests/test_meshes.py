@@ -1,7 +1,9 @@
-"""Twenty steps and an evaluation on every arrangement of 1, 2 and 8 devices: the same numbers."""
+"""Twenty steps and an evaluation on every arrangement of 1, 2 and 8 devices: the same numbers;
+adapters on one."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,22 +24,39 @@ MESHES = [
 ]
 
 RUNS = [*MESHES, "pmap 2x1x1", "pmap 8x1x1"]
+ADAPTED = ["lora 1x1x1", "lora 2x2x2"]
 
 RUN = """
-import dataclasses, pathlib, sys
+import dataclasses, importlib, pathlib, sys
 import jax
 from regjax import sharding
-from regjax.train import train
+from regjax.models import Lora
 from tests.mesh_experiment import experiment
 
+module = importlib.import_module("regjax.train")
+
+def init_state(trained, *given, make=module.init_state):
+    for path, leaf in trained.items():
+        if path.startswith("lora/"):
+            print(name, path, tuple(leaf.sharding.spec), sep=": ")
+    return make(trained, *given)
+
+module.init_state = init_state
+(stage,) = experiment.stages
+variants = {
+    "": experiment,
+    "pmap": dataclasses.replace(experiment, parallelism="pmap"),
+    "lora": dataclasses.replace(
+        experiment, stages=(dataclasses.replace(stage, lora=Lora(rank=2)),)
+    ),
+}
 for name in sys.argv[2:]:
-    *parallelism, sizes = name.split(" ")
-    if parallelism:
-        experiment = dataclasses.replace(experiment, parallelism=parallelism[0])
+    variant, _, sizes = name.rpartition(" ")
     sizes = tuple(map(int, sizes.split("x")))
     devices = jax.devices()[: sizes[0] * sizes[1] * sizes[2]]
     mesh = sharding.make_mesh(sharding.MeshShape(*sizes), devices)
-    train(experiment, pathlib.Path(sys.argv[1]) / name, mesh=mesh, quiet=True)
+    workdir = pathlib.Path(sys.argv[1]) / name
+    module.train(variants[variant], workdir, mesh=mesh, quiet=name != "lora 2x2x2")
 """
 
 
@@ -88,13 +107,15 @@ def predictions(workdir):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("meshes")
-    subprocess.run(
-        [sys.executable, "-c", RUN, str(workdir), *RUNS],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-        check=True,
-    )
-    return {name: workdir / name for name in RUNS}
+    with (workdir / "output").open("w") as output:
+        subprocess.run(
+            [sys.executable, "-c", RUN, str(workdir), *RUNS, *ADAPTED],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+            cwd=ROOT,
+            stdout=output,
+            check=True,
+        )
+    return {name: workdir / name for name in (*RUNS, *ADAPTED, "output")}
 
 
 def test_all_arrangements_are_tried():
@@ -104,3 +125,23 @@ def test_all_arrangements_are_tried():
 @pytest.mark.parametrize("name", RUNS[1:])
 def test_neither_mesh_nor_pmap_changes_a_number(runs, name):
     assert_same_numbers(runs[name], runs["1x1x1"])
+
+
+def test_adapters_dealt_out_change_no_number(runs):
+    assert_same_numbers(runs["lora 2x2x2"], runs["lora 1x1x1"])
+
+
+def test_adapters_are_where_their_kernels_are(runs):
+    """Kernels are `(None, fsdp, tensor)`, those of `output` and `down` the other way round."""
+    output = runs["output"].read_text()
+    for kernel in ("attention/query", "attention/value", "mlp/gate", "mlp/up"):
+        place = f"lora 2x2x2: lora/layers/{kernel}"
+        assert f"{place}/a: (None, 'fsdp')\n" in output
+        assert f"{place}/b: (None, None, 'tensor')\n" in output
+    for kernel in ("attention/output", "mlp/down"):
+        place = f"lora 2x2x2: lora/layers/{kernel}"
+        assert f"{place}/a: (None, 'tensor')\n" in output
+        assert f"{place}/b: (None, None, 'fsdp')\n" in output
+    # And so says the table that is printed at the start: 16 x 2 float32, half of them.
+    row = re.search(r"lora/layers/mlp/up/a +│ (.*?) +│ (.*?) +│ +(\d+) ", output)
+    assert row is not None and row.groups() == ("1 x 16 x 2", "-, fsdp, -", "64")

@@ -55,6 +55,33 @@ def test_products_are_what_the_model_needs(planned):
         assert one.result.flops == pytest.approx(program.flops + passes * program.rows * more)
 
 
+def test_adapters_alone_are_trained(planned):
+    """Of a frozen model's kernels the products stay that the adapters' gradients go through."""
+    rank, size = 2, experiment.architecture
+    stage = dataclasses.replace(SMALL.stages[0], lora=Lora(rank=rank))
+    step, scorer = plan.plan(dataclasses.replace(SMALL, stages=(stage,)))
+    heads, keys = size.heads * size.head_dim, size.key_value_heads * size.head_dim
+    first = [(size.width, heads), (size.width, keys), (size.width, keys)]
+    later = [(heads, size.width), *[(size.width, size.mlp_width)] * 2, (size.mlp_width, size.width)]
+    entries = rank * sum(inputs + outputs for inputs, outputs in first + later)
+
+    memory = step.result.memory.arguments
+    assert memory["trained"] == 4 * entries
+    assert 0 <= memory["optimizer"] - 2 * memory["trained"] < 100
+    assert memory["frozen"] == planned[2].result.memory.arguments["trained"]
+    assert scorer.result.memory.arguments["frozen"] == memory["frozen"] + memory["trained"]
+
+    length = step.program.length
+    once = model_flops.forward(size, length, 1)
+    attention = once.attention * 2 * length / (length + 1)
+    # Nothing before the first layer's first kernels is trained: their inputs need no gradient.
+    skipped = sum(inputs * outputs for inputs, outputs in first)
+    adapters = 3 * entries - rank * sum(inputs for inputs, _ in first)
+    products = 2 * once.kernels - 2 * length * skipped + 2 * length * adapters
+    head = 2 * 2 * size.width * 320
+    assert step.result.flops == step.program.rows * (products + 3 * attention + head)
+
+
 def test_no_weight_is_made():
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}

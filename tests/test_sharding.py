@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from regjax import models, optim, paths, sharding
 from regjax.errors import InputError
+from regjax.models import Lora
+from regjax.models.lora import adapter_shapes
 from regjax.prepare import prepare
 from regjax.sharding import MeshShape
 from regjax.stages import abstract_state
@@ -92,6 +94,27 @@ def test_every_parameter_of_the_family_has_a_rule():
         shapes_of(tiny.CONFIG), mesh, sharding.rules_for(tiny.CONFIG, mesh)
     ).values()
     assert sum("fsdp" in where.spec for where in placed) >= len(every_matrix) > 0
+
+
+def test_adapters_go_where_their_kernels_go():
+    """A's inputs as the kernel's, B's outputs as the kernel's, ranks whole."""
+    config = dataclasses.replace(tiny.CONFIG, key_value_heads=2)
+    kernels = shapes_of(config)
+    lora = Lora(rank=4, patterns=("/kernel$",))
+    adapters = adapter_shapes(lora, paths.unflatten(kernels))
+    assert len(adapters) == 2 * 8
+    for mesh in (mesh_of(2, 2, 2), mesh_of(1, 1, 2), mesh_of(1, 4, 1)):
+        rules = sharding.rules_for(config, mesh)
+        found = {path: where.spec for path, where in sharding.place(adapters, mesh, rules).items()}
+        for path, leaf in kernels.items():
+            if not path.endswith("/kernel"):
+                continue
+            spec = sharding.place(kernels, mesh, rules)[path].spec
+            *stack, inputs, outputs = (*spec, *[None] * (leaf.ndim - len(spec)))
+            place = f"lora/{path.removesuffix('/kernel')}"
+            whole = [None] * len(stack)
+            assert found[f"{place}/a"] == (P(*whole, inputs) if inputs else P())
+            assert found[f"{place}/b"] == (P(*whole, None, outputs) if outputs else P())
 
 
 def test_heads_stay_whole():
