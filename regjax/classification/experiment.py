@@ -94,6 +94,10 @@ class ImageExperiment:
     )  # fmt: skip
     """Update rule of the stages that do not say otherwise."""
 
+    attributes: tuple[tuple[int, ...], ...] = ()
+    """Binary labels of the images of each class, K zeros and ones a class, for stages that rank, see
+    `regjax.methods.bipartite_ranking`."""
+
     runs: Literal["auto", "vmap", "map"] = "auto"
     """How several runs share a device: as one more axis of every array, or one after another within each
     compiled step, which is faster for convolutions on processors."""
@@ -136,6 +140,10 @@ class ImageExperiment:
         if self.eval_every < 0:
             raise InputError(f"eval_every is {self.eval_every}; it has to be 0 or more")
 
+    def outputs_of(self, stage: ImageStage, classes: int) -> int:
+        """Outputs of the stage's model: one for each class, or those that its objective asks for."""
+        return getattr(stage.objective, "outputs", classes)
+
     def model_of(self, stage: ImageStage) -> Architecture:
         return self.model if stage.model is None else stage.model
 
@@ -174,3 +182,21 @@ def check_image_stages(stages: Sequence[ImageStage]) -> None:
         if stage.average and not hasattr(stage.objective, "adjust"):
             raise InputError(f"{place}: average needs an objective with multipliers")
         seen.append(stage.name)
+
+
+def check_attributes(experiment: ImageExperiment, classes: int) -> None:
+    """Raises `InputError` unless attributes are K zeros and ones for each class, or nothing uses them."""
+    rows = experiment.attributes
+    rank = [stage.name for stage in experiment.stages if hasattr(stage.objective, "outputs")]
+    if not rows and not rank:
+        return
+    right = len(rows) == classes and len({len(row) for row in rows}) == 1 and len(rows[0]) > 0
+    if not right or not {value for row in rows for value in row} <= {0, 1}:
+        raise InputError(
+            f"attributes are {rows}; expected K zeros and ones for each of {classes} classes"
+            + (f": stage {rank[0]!r} ranks by them" if rank else "")
+        )
+    taught = [stage.name for stage in experiment.stages if {*stage.teachers, stage.start} & {*rank}]
+    taught += [stage.name for stage in experiment.stages if stage.teachers and stage.name in rank]
+    if taught:
+        raise InputError(f"stage {taught[0]!r}: a stage that ranks is no teacher and has none")

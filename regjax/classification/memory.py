@@ -31,7 +31,7 @@ def runs_that_fit(experiment: ImageExperiment) -> int:
     largest = turns = 0.0
     for stage in experiment.stages:
         config = experiment.model_of(stage)
-        classifier = vision.build(config, images.shape[1:], classes)
+        classifier = vision.build(config, images.shape[1:], experiment.outputs_of(stage, classes))
         params, statistics = jax.eval_shape(classifier.init, jax.random.key(0))
         optimizer = optim.build(experiment.optimizer_of(stage), 1, params)
         state = _bytes((params, params, statistics, jax.eval_shape(optimizer.init, params)))

@@ -10,7 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from regjax import sharding
-from regjax.classification.experiment import NEW, ImageExperiment, ImageStage
+from regjax.classification.experiment import (
+    NEW,
+    ImageExperiment,
+    ImageStage,
+    check_attributes,
+)
 from regjax.data.images import ImageSplits, channel_statistics, noisy_labels, prepare_images
 from regjax.errors import InputError
 from regjax.models import vision
@@ -39,6 +44,12 @@ class Prepared(NamedTuple):
     def num_classes(self) -> int:
         return len(self.splits.class_names)
 
+    def attributes_of(self, stage: ImageStage) -> np.ndarray | None:
+        """`[C, K]`, the binary labels of a stage that ranks; None for one that classifies."""
+        if not hasattr(stage.objective, "outputs"):
+            return None
+        return np.array(self.experiment.attributes, np.int32)
+
 
 def prepare_runs(experiments: Sequence[ImageExperiment], mesh: Mesh | None) -> Prepared:
     """Reads the data of runs that are trained side by side, and gives each its labels."""
@@ -51,6 +62,7 @@ def prepare_runs(experiments: Sequence[ImageExperiment], mesh: Mesh | None) -> P
         )
     splits = prepare_images(experiment.data)
     train, classes = splits.train, len(splits.class_names)
+    check_attributes(experiment, classes)
     if len(train.images) < experiment.batch_size:
         raise InputError(
             f"there are {len(train.images)} training images, fewer than batch_size "
@@ -77,7 +89,8 @@ def check_stage(run: Prepared, stage: ImageStage) -> None:
     """What would otherwise fail after earlier stages were trained."""
     experiment, place = run.experiment, f"stage {stage.name!r}"
     try:
-        vision.build(experiment.model_of(stage), run.splits.train.images.shape[1:], run.num_classes)
+        outputs = experiment.outputs_of(stage, run.num_classes)
+        vision.build(experiment.model_of(stage), run.splits.train.images.shape[1:], outputs)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     if experiment.data.augmentation.mixup and stage.teachers and stage.teacher == "cached":
@@ -110,9 +123,15 @@ def check_stage(run: Prepared, stage: ImageStage) -> None:
 def _check_objective(run: Prepared, stage: ImageStage, objective: Any, given: Any) -> None:
     """Traces the objective, which computes nothing but shapes."""
     rows, classes = run.experiment.batch_size, run.num_classes
-    logits = jax.ShapeDtypeStruct((rows, classes), np.float32)
     labels = jax.ShapeDtypeStruct((rows,), np.int32)
-    batch = {"labels": labels, "targets": logits, "index": labels}
+    batch = {"labels": labels, "index": labels}
+    outputs = run.experiment.outputs_of(stage, classes)
+    logits = jax.ShapeDtypeStruct((rows, outputs), np.float32)
+    if run.attributes_of(stage) is None:
+        batch["targets"] = logits
+    else:
+        width = len(run.experiment.attributes[0])
+        batch["labels"] = jax.ShapeDtypeStruct((rows, width), np.int32)
     if stage.teachers:
         shape = (len(stage.teachers), rows, classes)
         batch["teacher_logits"] = jax.ShapeDtypeStruct(shape, np.float32)

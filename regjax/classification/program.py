@@ -131,6 +131,7 @@ def make_chunk(
     augmentation: Augmentation,
     *,
     num_classes: int,
+    attributes: np.ndarray | None = None,
     count: int,
     by: RunsBy,
     order_seed: int,
@@ -142,8 +143,9 @@ def make_chunk(
 
     Row s of `indices` are the training images of a step. Augmentation is a function of
     `(order_seed, step)` alone. Where a run's loss or gradient is not finite nothing of it changes, see
-    `regjax.stages.apply_gradients`. An objective with `adjust` is given the model's outputs on the
-    held-out images every `adjust_every` steps. `state` is donated.
+    `regjax.stages.apply_gradients`. With `attributes [C, K]` the labels are those of an image's class. An
+    objective with `adjust` is given the model's outputs on the held-out images every `adjust_every` steps.
+    `state` is donated.
     """
     has_state = hasattr(objective, "initial")
     adjusts = has_state and objective.adjust_every > 0
@@ -152,10 +154,14 @@ def make_chunk(
     def one_step(run: tuple[RunState, Own], images, index, mixing):
         state, own = run
         labels = own.labels[index]
-        targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-        if augmentation.mixup:
-            _, targets = mixup(mixing, images, targets, augmentation.mixup)
-        batch = {"labels": labels, "targets": targets, "index": index}
+        batch = {"labels": labels, "index": index}
+        if attributes is None:
+            targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+            if augmentation.mixup:
+                _, targets = mixup(mixing, images, targets, augmentation.mixup)
+            batch["targets"] = targets
+        else:
+            batch["labels"] = jnp.asarray(attributes)[labels]
         if teachers:
             found = [
                 teacher.apply(*weights, images, training=False)[0].logits

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from regjax import class_metrics
+from regjax import class_metrics, ranking_metrics
 from regjax.classification.experiment import ImageExperiment
 from regjax.errors import InputError
 
@@ -79,11 +79,23 @@ def _defined(value: Any) -> Any:
     return float(value) if np.isfinite(value) else None
 
 
-def held_out_figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy and worst-class accuracy of runs `[R, M, C]`: means, and of each run where there are many."""
+def ranking(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The figures of one run that ranks: `scores [N, 1]` by `labels [N, K]`, see `ranking_metrics`."""
+    return _defined(ranking_metrics.ranking_report(scores[:, 0], labels))
+
+
+def held_out_figures(
+    logits: np.ndarray, labels: np.ndarray, attributes: np.ndarray | None = None
+) -> dict[str, float]:
+    """Accuracy and worst-class accuracy of runs `[R, M, C]`, or the mean area under the curve of runs that
+    rank by `attributes [C, K]`: means, and of each run where there are many."""
     found: dict[str, float] = {}
-    for name in ("accuracy", "worst"):
-        values = [report(run, labels)[name] for run in logits]
+    reports = [
+        report(run, labels) if attributes is None else ranking(run, attributes[labels])
+        for run in logits
+    ]
+    for name in ("accuracy", "worst") if attributes is None else ("auc_mean", "auc_min"):
+        values = [one[name] for one in reports]
         values = [np.nan if value is None else value for value in values]
         found[name] = float(np.mean(values))
         if len(values) > 1:

@@ -120,7 +120,9 @@ def _run_stage(
     folder = workdir / stage.name
     images = splits.train.images
     config = experiment.model_of(stage)
-    classifier = build(config, images.shape[1:], run.num_classes)
+    outputs = experiment.outputs_of(stage, run.num_classes)
+    classifier = build(config, images.shape[1:], outputs)
+    attributes = run.attributes_of(stage)
     by = runs_by(experiment, config)
 
     # what the steps read
@@ -182,7 +184,8 @@ def _run_stage(
     )  # fmt: skip
     update = program.make_chunk(
         classifier, [] if cached else [t.classifier for t in teachers], optimizer, stage.objective,
-        experiment.data.augmentation, num_classes=run.num_classes, count=count, by=by,
+        experiment.data.augmentation, num_classes=run.num_classes, attributes=attributes,
+        count=count, by=by,
         order_seed=_seed(experiment.order_seed, index), average=stage.average, mesh=mesh,
         eval_batch_size=experiment.eval_batch_size,
     )  # fmt: skip
@@ -193,7 +196,9 @@ def _run_stage(
     def evaluate(state: program.ClassifierState) -> dict[str, float]:
         model = _result(classifier, state, stage.average)
         assert splits.held_out is not None
-        return results.held_out_figures(score(model, "held_out"), splits.held_out.labels)
+        return results.held_out_figures(
+            score(model, "held_out"), splits.held_out.labels, attributes
+        )
 
     work = loop.Work(
         name=stage.name,
@@ -305,22 +310,26 @@ def _report(
     if splits.held_out is not None:
         scores["held_out"] = _logits(run, shared, model, "held_out")
         scores["held_out_labels"] = splits.held_out.labels
-    noisy = any(each.data.noise is not None for each in run.experiments)
+    attributes = run.attributes_of(stage)
+    noisy = any(each.data.noise is not None for each in run.experiments) and attributes is None
     train = _logits(run, shared, model, "train") if noisy else None
-    reports = [
-        results.report(
-            test[number],
-            splits.test.labels,
-            worst_k=run.experiment.worst_k,
-            teacher=np.mean([logits[name][number] for name in stage.teachers], 0)
-            if stage.teachers
-            else None,
-            train=None
-            if train is None
-            else (train[number], splits.train.true_labels, run.labels[number]),
-        )
-        for number in range(len(run.experiments))
-    ]
+    reports = []
+    for number in range(len(run.experiments)):
+        if attributes is not None:
+            reports.append(results.ranking(test[number], attributes[splits.test.labels]))
+            continue
+        teacher = None
+        if stage.teachers:
+            teacher = np.mean([logits[name][number] for name in stage.teachers], 0)
+        known = None
+        if train is not None:
+            known = train[number], splits.train.true_labels, run.labels[number]
+        reports.append(
+            results.report(
+                test[number], splits.test.labels,
+                worst_k=run.experiment.worst_k, teacher=teacher, train=known,
+            )
+        )  # fmt: skip
     found = {"runs": reports, "given_up": list(lost), "classes": list(splits.class_names)}
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,14 +10,10 @@ import optax
 import pytest
 
 from regjax.errors import InputError
-from regjax.methods.bipartite_ranking import (
-    LabelAggregation,
-    LossAggregation,
-    aucs,
-    best_scores,
-    ranking_report,
-)
+from regjax.methods.bipartite_ranking import best_scores
 from regjax.metrics import Undefined
+from regjax.objectives.classification import LabelAggregation, LossAggregation
+from regjax.ranking_metrics import aucs, ranking_report
 
 
 class Outputs(NamedTuple):

@@ -13,6 +13,7 @@ from regjax.objectives.classification.distillation import (
 from regjax.objectives.classification.long_tail import ClassBalanced, Focal, Ldam, LogitAdjusted
 from regjax.objectives.classification.noise import CrossEntropy, NoiseMatrixCorrection, NoiseRobust
 from regjax.objectives.classification.objective import Facts, Objective, Sums
+from regjax.objectives.classification.ranking import LabelAggregation, LossAggregation
 from regjax.objectives.classification.worst_case import GroupDro, Robust
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "Facts",
     "Focal",
     "GroupDro",
+    "LabelAggregation",
     "Ldam",
     "LogitAdjusted",
+    "LossAggregation",
     "NoiseMatrixCorrection",
     "NoiseRobust",
     "Objective",
