@@ -83,6 +83,37 @@ def plot_class_accuracies(
     return save(Path(path), lambda axes: class_bars(axes[0], accuracies, names), width=width)
 
 
+def plot_stages(folder: Path, stages: Mapping[str, Any]) -> list[Path]:
+    """Accuracy by class and, of several stages, average against worst-class accuracy, of what an image
+    experiment's `results.json` says of its stages: means of the runs."""
+    runs = {
+        name: stage["runs"]
+        for name, stage in stages.items()
+        if all("accuracies" in run for run in stage["runs"])
+    }
+    if not runs:
+        return []
+
+    def mean(name: str, figure: str) -> Any:
+        return np.mean(np.array([run[figure] for run in runs[name]], np.float64), 0)
+
+    classes = next(iter(stages.values()))["classes"]
+    written = [
+        plot_class_accuracies(
+            folder / "class_accuracies.png",
+            {name: mean(name, "accuracies").tolist() for name in runs},
+            classes,
+        )
+    ]
+    points = [
+        TradeOff(name, float(mean(name, "balanced")), float(mean(name, "worst"))) for name in runs
+    ]
+    if len(points) > 1 and any(pareto_front(points)):
+        curves = {point.name: [point] for point in points}
+        written.append(plot_trade_off(folder / "trade_off.png", curves))
+    return written
+
+
 def trade_off(ax: Axes, curves: Mapping[str, Sequence[TradeOff]], overall: str, worst: str) -> None:
     """See `plot_trade_off`."""
     points = [point for curve in curves.values() for point in curve]

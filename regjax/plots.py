@@ -73,6 +73,10 @@ def plot_workdir(workdir: str | Path) -> list[Path]:
         wide = min(max(6.5, 2 + groups * max(1.0, 0.45 * len(text_table))), 18)
         draw = lambda ax: text_comparison(ax, text_table)  # noqa: E731
         written.append(save(path, draw, width=wide, rows=len(panels)))
+    if any("classes" in stage for stage in found.get("stages", {}).values()):
+        from regjax.class_plots import plot_stages
+
+        written += plot_stages(folder, found["stages"])
     for path in sorted(workdir.glob("*/predictions_*.jsonl")):
         predictions = read_predictions(path)
         title = f"{path.parent.name}, {path.stem.removeprefix('predictions_')}"

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regjax.class_metrics import TradeOff
+from regjax.class_plots import plot_trade_off
 from regjax.errors import InputError
 from regjax.sweep import RESULTS
 
@@ -27,7 +29,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def plot_sweep(workdir: str | Path) -> list[Path]:
-    """Draws `workdir/sweep.png`, means with standard errors; returns the files.
+    """Draws `workdir/sweep.png`, means with standard errors, and of classifiers `trade_off.png`, balanced
+    against worst-class accuracy; returns the files.
 
     Raises:
       InputError: if `workdir` holds no finished sweep.
@@ -54,7 +57,25 @@ def plot_sweep(workdir: str | Path) -> list[Path]:
     target = Path(workdir) / "sweep.png"
     figure.savefig(target, dpi=150)
     plt.close(figure)
-    return [target]
+    return [target, *_trade_off(Path(workdir), table, axes)]
+
+
+def _trade_off(workdir: Path, table: Rows, axes: Sequence[str]) -> list[Path]:
+    """Balanced against worst-class accuracy of every row of a sweep over image experiments."""
+    points = [
+        TradeOff(
+            _label(row, axes),
+            row["balanced"],
+            row["worst"],
+            row.get("balanced_se") or 0.0,
+            row.get("worst_se") or 0.0,
+        )
+        for row in table
+        if row.get("balanced") is not None and row.get("worst") is not None
+    ]
+    if len(points) < 2:
+        return []
+    return [plot_trade_off(workdir / "trade_off.png", {point.name: [point] for point in points})]
 
 
 def along_grid(panel: Axes, table: Rows, figure: str, axis: str, axes: Sequence[str]) -> None:

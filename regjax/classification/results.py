@@ -97,9 +97,9 @@ def held_out_figures(
     for name in ("accuracy", "worst") if attributes is None else ("auc_mean", "auc_min"):
         values = [one[name] for one in reports]
         values = [np.nan if value is None else value for value in values]
-        found[name] = float(np.mean(values))
+        found[f"held_out/{name}"] = float(np.mean(values))
         if len(values) > 1:
-            found |= {f"{name}/{run}": float(value) for run, value in enumerate(values)}
+            found |= {f"held_out/{name}/{run}": float(value) for run, value in enumerate(values)}
     return found
 
 
