@@ -109,7 +109,8 @@ class ImageExperiment:
     """Epochs between lines of the log."""
 
     eval_every: int = 0
-    """Epochs between evaluations on the held-out images; 0: only at the end."""
+    """Epochs between evaluations on the held-out images; 0: only at the end. Epochs of fewer than 64 steps
+    are trained several in one go, and what is due in between comes after them."""
 
     checkpoint_every: int = 5
     """Epochs between checkpoints."""
