@@ -1,0 +1,44 @@
+"""Noisy labels on CIFAR-10: those that people gave (CIFAR-N, "worse"), or symmetric ones by rate.
+
+The stages of `noisy_fashion.py` on 4,500 images, crops and flips. The images (JPEG, official order) and the labels
+of CIFAR-N are read from `../shared/data`; elsewhere give `--data.train tar:FILE`, `--data.test tar:FILE` and
+`--data.noise.file FILE`.
+
+    regjax sweep configs/noisy_cifar.py --seeds 3 --workdir runs/noisy_cifar
+    regjax sweep configs/noisy_cifar.py --seeds 3 --data.noise.kind symmetric --grid data.noise.rate .2 .4 \
+        --workdir runs/noisy_cifar_symmetric
+"""
+
+from regjax import ImageExperiment
+from regjax.data.images import Augmentation, ImageData, LabelNoise
+from regjax.methods import noise
+from regjax.models.vision import SmallCnn
+from regjax.optim import Optimizer
+
+experiment = ImageExperiment(
+    name="CIFAR-10 with noisy labels",
+    stages=(*noise.corrections(), *noise.students_of()),
+    data=ImageData(
+        train="tar:../shared/data/cifar10_jpg/train.tar.xz",
+        test="tar:../shared/data/cifar10_jpg/test.tar.xz",
+        limit=5000,
+        held_out=0.1,
+        noise=LabelNoise(
+            "human", file="../shared/data/cifar_n/CIFAR-10_human.npz", column="worse_label"
+        ),
+        augmentation=Augmentation(crop_padding=2, flip=True),
+    ),
+    model=SmallCnn((12, 24), (64,)),
+    batch_size=128,
+    epochs=25,
+    checkpoint_every=25,
+    optimizer=Optimizer(
+        name="sgd",
+        learning_rate=0.05,
+        b1=0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        warmup=0.05,
+        clip_norm=5.0,
+    ),
+)
