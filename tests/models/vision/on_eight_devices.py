@@ -1,6 +1,5 @@
 """Prints, as JSON, how far a training step on rows dealt out over all devices is from one device's."""
 
-import functools
 import json
 
 import jax
@@ -9,12 +8,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from regjax.models.vision import CifarResNet, build
+from tests.models.vision.compiling import quick_jit
 
 SHAPE = (8, 8, 3)
 
 
 def gradients_and_statistics(classifier, params, statistics, images):
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quick_jit
     def step(params, statistics, images):
         def loss(params):
             outputs, new = classifier.apply(params, statistics, images, training=True)

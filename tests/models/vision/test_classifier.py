@@ -21,6 +21,7 @@ from regjax.models.vision import (
 )
 from regjax.models.vision.classifier import Network
 from regjax.models.vision.layers import Draws
+from tests.models.vision.compiling import quick_jit
 
 SHAPE = (8, 8, 3)
 
@@ -53,9 +54,8 @@ def test_parameters_are_as_many_as_published(config, image_shape, classes, count
     assert parameters(config, image_shape, classes) == count
 
 
-@pytest.mark.parametrize("depth", [8, 20, 32, 56, 110])
-@pytest.mark.parametrize("widen", [1, 3])
-@pytest.mark.parametrize("shortcut", ["A", "B"])
+@pytest.mark.parametrize("depth", [8, 20, 56])
+@pytest.mark.parametrize(("widen", "shortcut"), [(1, "B"), (3, "A")])
 def test_parameters_of_the_cifar_models_by_formula(depth, widen, shortcut):
     n, first, second, third = (depth - 2) // 6, 16 * widen, 32 * widen, 64 * widen
     convolutions = 27 * first + 9 * (
@@ -105,9 +105,8 @@ def test_three_models_side_by_side_are_three_single_ones(small):
     classifier, train, batches = small
     keys = jax.random.split(jax.random.key(1), 3)
     params, statistics = jax.vmap(classifier.init)(keys)
-    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    together = jit(jax.vmap(train, in_axes=(0, 0, None)))(params, statistics, batches)
-    alone = jit(train)
+    together = quick_jit(jax.vmap(train, in_axes=(0, 0, None)))(params, statistics, batches)
+    alone = quick_jit(train)
     for index, key in enumerate(keys):
         one = classifier.init(key)
         assert_trees_close(jax.tree.map(lambda x, i=index: x[i], (params, statistics)), one, 1e-6)
@@ -119,7 +118,7 @@ def test_three_models_side_by_side_are_three_single_ones(small):
 def test_evaluation_does_not_depend_on_the_rest_of_the_batch(small):
     classifier, _, batches = small
     params, statistics = classifier.init(jax.random.key(0))
-    apply = jax.jit(classifier.apply, static_argnames="training")
+    apply = quick_jit(classifier.apply, static_argnames="training")
     together, kept = apply(params, statistics, batches[0], training=False)
     alone, _ = apply(params, statistics, batches[0][:1], training=False)
     assert_trees_close(jax.tree.map(lambda x: x[:1], together), alone, 1e-5)
@@ -143,7 +142,7 @@ def test_with_zero_residuals_a_network_starts_as_its_shortcuts():
     classifier = build(CifarResNet(8, zero_residual=True), SHAPE, 4)
     params, statistics = classifier.init(jax.random.key(0))
     images = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
-    apply = jax.jit(classifier.apply, static_argnames="training")
+    apply = quick_jit(classifier.apply, static_argnames="training")
     features = apply(params, statistics, images, training=False)[0].features
     kernel = np.asarray(params["body/stem/kernel"], np.float64)
     padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -181,10 +180,9 @@ def test_kernels_start_with_the_deviations_of_the_papers():
 @pytest.mark.parametrize(
     "config",
     [
-        Mlp((16,), dtype="bfloat16"),
         SmallCnn((8,), (16,), dtype="bfloat16"),
         CifarResNet(8, dtype="bfloat16"),
-        VisionTransformer(4, 24, 2, 3, dtype="bfloat16"),
+        VisionTransformer(4, 24, 1, 3, dtype="bfloat16"),
     ],
 )
 def test_bfloat16_rounds_but_parameters_statistics_and_logits_are_float32(config):
@@ -193,7 +191,7 @@ def test_bfloat16_rounds_but_parameters_statistics_and_logits_are_float32(config
     state = half.init(jax.random.key(0))
     images = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
     results = [
-        jax.jit(lambda state, apply=model.apply: apply(*state, images, training=True))(state)
+        quick_jit(lambda state, apply=model.apply: apply(*state, images, training=True))(state)
         for model in (half, full)
     ]
     assert {leaf.dtype for leaf in jax.tree.leaves((state, results))} == {jnp.dtype("float32")}
@@ -244,6 +242,7 @@ def test_images_of_another_shape_are_refused():
 
 def test_one_value_a_channel_has_no_variance():
     classifier = build(CifarResNet(8), (4, 4, 3), 2)
-    params, statistics = classifier.init(jax.random.key(0))
+    state = jax.eval_shape(classifier.init, jax.random.key(0))
+    apply = functools.partial(classifier.apply, training=True)
     with pytest.raises(InputError, match="one value a channel"):
-        classifier.apply(params, statistics, jnp.ones((1, 4, 4, 3)), training=True)
+        jax.eval_shape(apply, *state, jnp.ones((1, 4, 4, 3)))

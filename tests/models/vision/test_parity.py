@@ -18,6 +18,7 @@ from regjax.models.vision import (
     build,
 )
 from tests.models.vision import torch_classifiers as theirs
+from tests.models.vision.compiling import quick_jit
 
 CLASSES = 7
 RATE = 0.002
@@ -32,24 +33,19 @@ def cifar(depth, widen=1, padded=True):
 
 
 def resnet(block, expansion, counts, preactivated=False, imagenet=True):
+    widths = (64, 128, 256, 512)[: len(counts)]
     body = theirs.ResNet(
-        block,
-        expansion,
-        64,
-        counts,
-        (64, 128, 256, 512),
-        preactivated=preactivated,
-        imagenet=imagenet,
+        block, expansion, 64, counts, widths, preactivated=preactivated, imagenet=imagenet
     )
-    return body, 512 * expansion
+    return body, expansion * widths[-1]
 
 
 class Short(ResNet):
-    """Two blocks in the first stage and one in the others: all kinds of blocks, soon compiled."""
+    """The first two stages, with two blocks and one: all kinds of blocks, soon compiled."""
 
     @property
     def plan(self):
-        return dataclasses.replace(super().plan, blocks=(2, 1, 1, 1))
+        return dataclasses.replace(super().plan, blocks=(2, 1), channels=(64, 128))
 
 
 # Name: (config, () -> (torch body, width of its features), side of the images, their number)
@@ -72,18 +68,23 @@ CASES = {
     "resnet-20": (CifarResNet(20), lambda: cifar(20), 16, 6),
     "resnet-32": (CifarResNet(32), lambda: cifar(32), 16, 6),
     "resnet-56": (CifarResNet(56), lambda: cifar(56), 16, 6),
-    "resnet-18": (ResNet(18), lambda: resnet(theirs.BasicV1, 1, (2, 2, 2, 2)), 64, 4),
+    "resnet-18": (ResNet(18), lambda: resnet(theirs.BasicV1, 1, (2, 2, 2, 2)), 48, 4),
     "resnet-18 v2": (
         Short(18, version=2, stem="cifar"),
-        lambda: resnet(theirs.BasicV2, 1, (2, 1, 1, 1), preactivated=True, imagenet=False),
+        lambda: resnet(theirs.BasicV2, 1, (2, 1), preactivated=True, imagenet=False),
         16,
         4,
     ),
-    "resnet-50": (Short(50), lambda: resnet(theirs.BottleneckV1, 4, (2, 1, 1, 1)), 64, 4),
+    "resnet-50": (
+        Short(50, stem="cifar"),
+        lambda: resnet(theirs.BottleneckV1, 4, (2, 1), imagenet=False),
+        16,
+        4,
+    ),
     "resnet-50 v2": (
         Short(50, version=2),
-        lambda: resnet(theirs.BottleneckV2, 4, (2, 1, 1, 1), preactivated=True),
-        64,
+        lambda: resnet(theirs.BottleneckV2, 4, (2, 1), preactivated=True),
+        32,
         4,
     ),
     "vit": (
@@ -119,12 +120,12 @@ def torch_steps(model, batches, labels):
 
 
 def our_steps(classifier, params, statistics, batches, labels):
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quick_jit
     def evaluate(params, statistics):
         outputs, kept = classifier.apply(params, statistics, batches[0], training=False)
         return outputs.logits, kept
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quick_jit
     def step(params, statistics, images):
         def loss(params):
             outputs, new = classifier.apply(params, statistics, images, training=True)
@@ -146,6 +147,15 @@ def our_steps(classifier, params, statistics, batches, labels):
     records["evaluated"].append(evaluate(params, statistics)[0])
     records["statistics"] = statistics
     return records
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    """Small arrays take threads longer to deal out than to compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=CASES)
