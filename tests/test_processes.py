@@ -1,5 +1,6 @@
 """The same run on 1, 2 and 4 processes that share a folder; and stopped and resumed on two."""
 
+import numpy as np
 import pytest
 
 from regjax.log import read_log
@@ -11,7 +12,8 @@ RUN = """
 import dataclasses, pathlib, sys
 import jax
 import numpy as np
-from regjax import models, paths, recorder, sharding
+from regjax import models, paths, probes, recorder, sharding
+from regjax.objectives import Raft
 from regjax.train import train
 from tests.mesh_experiment import experiment
 
@@ -26,7 +28,19 @@ own = paths.flatten(models.split(models.load(golden))[1])
 for path, leaf in paths.flatten(models.split(loaded)[1]).items():
     np.testing.assert_array_equal(sharding.fetch(leaf), own[path])
 
-if jax.process_count() != 2:
+if jax.process_count() > 2:
+    sys.exit()
+
+(stage,) = experiment.stages
+stage = dataclasses.replace(
+    stage, objective=Raft(normalize=True), decisions=(), steps=0,
+    probes=(probes.GradientAlignment(rows=24),),
+)
+alike = dataclasses.replace(experiment, stages=(stage,), eval_every=1)
+whole = sharding.make_mesh(sharding.MeshShape(1, -1))
+train(alike, pathlib.Path(workdir) / "alike", mesh=whole, quiet=True)
+
+if jax.process_count() == 1:
     sys.exit()
 
 Stop = type("Stop", (Exception,), {})
@@ -87,3 +101,14 @@ def test_a_process_makes_only_its_rows(runs):
         assert rows[name, 0] == "[0, 1, 2, 3, 8, 9, 10, 11]"
         assert rows[name, 1] == "[4, 5, 6, 7, 12, 13, 14, 15]"
     assert rows["2x2x1", 3] == "[6, 7, 14, 15]"
+
+
+def test_gradients_of_parameters_dealt_out_over_two_processes_are_as_alike(runs):
+    one, two = (
+        {name: value for name, value in read_log(log)[0].items() if "cosine_" in name}
+        for log in (runs[0] / count / "alike" / "log.jsonl" for count in "12")
+    )
+    assert len(one) == 4 and two.keys() == one.keys()
+    assert len(set(one.values())) == 4 and max(one.values()) < 0.96
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-5, err_msg=name)
