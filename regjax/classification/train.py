@@ -35,9 +35,6 @@ from regjax.models import vision
 from regjax.profiling import Profiler, Steps
 from regjax.sharding import replicated
 
-build = functools.lru_cache(maxsize=32)(vision.build)
-"""One classifier for stages of one architecture, so that what is compiled for one serves the others."""
-
 
 class Finished(NamedTuple):
     """The models of a stage."""
@@ -121,7 +118,7 @@ def _run_stage(
     images = splits.train.images
     config = experiment.model_of(stage)
     outputs = experiment.outputs_of(stage, run.num_classes)
-    classifier = build(config, images.shape[1:], outputs)
+    classifier = vision.build(config, images.shape[1:], outputs)
     attributes = run.attributes_of(stage)
     by = runs_by(experiment, config)
 
