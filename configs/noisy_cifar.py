@@ -1,12 +1,12 @@
-"""Noisy labels on CIFAR-10: those that people gave (CIFAR-N, "worse"), or symmetric ones by rate.
+"""Noisy labels on CIFAR-10: symmetric ones by rate, or those that people gave (CIFAR-N, "worse").
 
-The stages of `noisy_fashion.py` on 4,500 images, crops and flips. The images (JPEG, official order) and the labels
-of CIFAR-N are read from `../shared/data`; elsewhere give `--data.train tar:FILE`, `--data.test tar:FILE` and
-`--data.noise.file FILE`.
+The stages of `noisy_fashion.py` on 4,500 images with crops and flips. The images (JPEG, official order) are
+read from `../shared/data`; elsewhere give `--data.train tar:FILE` and `--data.test tar:FILE`.
 
-    regjax sweep configs/noisy_cifar.py --seeds 3 --workdir runs/noisy_cifar
-    regjax sweep configs/noisy_cifar.py --seeds 3 --data.noise.kind symmetric --grid data.noise.rate .2 .4 \
-        --workdir runs/noisy_cifar_symmetric
+    regjax sweep configs/noisy_cifar.py --seeds 3 --grid data.noise.rate .2 .4 --workdir runs/noisy_cifar
+    regjax sweep configs/noisy_cifar.py --seeds 3 --data.noise.kind human --data.noise.rate 0 \
+        --data.noise.file ../shared/data/cifar_n/CIFAR-10_human.npz --data.noise.column worse_label \
+        --workdir runs/worse_cifar
 """
 
 from regjax import ImageExperiment
@@ -23,9 +23,7 @@ experiment = ImageExperiment(
         test="tar:../shared/data/cifar10_jpg/test.tar.xz",
         limit=5000,
         held_out=0.1,
-        noise=LabelNoise(
-            "human", file="../shared/data/cifar_n/CIFAR-10_human.npz", column="worse_label"
-        ),
+        noise=LabelNoise("symmetric", 0.2),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
     model=SmallCnn((12, 24), (64,)),
