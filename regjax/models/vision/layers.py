@@ -134,20 +134,6 @@ class BatchNorm(nnx.Module):
         return mean, variance
 
 
-def max_of_quarters(images: Array) -> Array:
-    """The largest of each 2 by 2 pixels: `[B, H // 2, W // 2, C]`. A last odd row or column is dropped.
-
-    >>> max_of_quarters(jnp.arange(12.0).reshape(1, 2, 6, 1)).ravel()
-    Array([ 7.,  9., 11.], dtype=float32)
-    """
-    batch, height, width, channels = images.shape
-    height, width = height // 2, width // 2
-    pairs = images[:, : 2 * height, : 2 * width].reshape(batch, height, 2, width, 2, channels)
-    # On CPUs a tenth of the time of a windowed maximum and its gradient.
-    rows = jnp.maximum(pairs[:, :, 0], pairs[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
-
-
 def mean_of_pixels(images: Array) -> Array:
     """Global average pooling: float32 `[B, C]` of `[B, H, W, C]`."""
     return jnp.mean(images.astype(jnp.float32), axis=(1, 2))
