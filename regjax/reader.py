@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -29,6 +30,7 @@ from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS, Score, evaluate_batches, make_score
 from regjax.files import write_json
 from regjax.models import Apply, DecoderConfig, Execution, resolve_execution
+from regjax.models.config import Precision
 from regjax.models.lora import LORA
 from regjax.models.lora_files import LoraOrigin, load_lora
 from regjax.models.prompt import SOFT_PROMPT, with_prompts
@@ -88,8 +90,8 @@ class Reader:
     ) -> Reader:
         """The reader of a workdir (its last stage), of a stage's `model` folder, or of an exported one.
 
-        Rows and parameters are dealt out over all devices of this process, so that a model may be
-        larger than one of them.
+        Rows are dealt out over all devices of this process; parameters are whole on each of them, or,
+        where they would take more than half of its memory, dealt out as well.
 
         Raises:
           InputError: if there is none, or it is not whole.
@@ -107,7 +109,7 @@ class Reader:
         if read_out not in READ_OUTS:
             known = ", ".join(READ_OUTS)
             raise InputError(f"unknown read-out {read_out!r}; known: {known}")
-        mesh = sharding.make_mesh(MeshShape(data=1, fsdp=-1), jax.local_devices())
+        mesh = _mesh_for(models.read_config(_weights(folder, saved)), dtype)
         model, params, tokenizer = load_model(folder, dtype=dtype, mesh=mesh)
         codec = template.codec(grid, tokenizer)
         score = make_score(model, codec, mesh)
@@ -197,6 +199,20 @@ def load_model(
         places = sharding.place(flat, mesh, sharding.rules_for(config, mesh))
         params = paths.unflatten({p: sharding.put(leaf, places[p]) for p, leaf in flat.items()})
     return Loaded(model, params, tokenizer)
+
+
+def _mesh_for(config: DecoderConfig, dtype: Precision) -> Mesh:
+    """The devices of this process, with the parameters whole on each where there is room."""
+    shapes = jax.eval_shape(lambda: models.split(models.create(config, 0))[1])
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) * jnp.dtype(dtype).itemsize
+    room = _device_memory()
+    shape = MeshShape() if room is None or 2 * size <= room else MeshShape(data=1, fsdp=-1)
+    return sharding.make_mesh(shape, jax.local_devices())
+
+
+def _device_memory() -> int | None:
+    """Bytes of one device; None: not known, as of a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _weights(folder: Path, saved: Mapping[str, Any]) -> str | Path:
