@@ -4,12 +4,12 @@
 
 writes a line for each model and slice as it is done (those that are there are left out when it is called
 again) and prints all as the table of docs/tpu.md. Needs `pip install 'regjax[tpu]'` on any x86 Linux machine;
-a slice takes the compiler 20 s to a few minutes.
+a slice takes the compiler one to several minutes.
 
 The step is RAFT's on a grid of five single tokens: L = 2048, one row a chip, parameters dealt out over all
 chips (`--mesh.data 1 --mesh.fsdp -1`), layers computed again in the backward pass, splash attention,
 bfloat16 products. Full fine-tuning: float32 parameters and AdamW's two moments. LoRA: rank 16 on every linear
-layer, the frozen model in bfloat16.
+layer, dealt out as its kernels are, the frozen model in bfloat16.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ SLICES = (
     "v5p:2x2x1", "v5p:2x2x2", "v5p:4x4x4",
     "v6e:2x2", "v6e:4x4", "v6e:8x8", "v6e:16x16",
 )  # fmt: skip
+
+LIMITS = {"compute": "products", "memory": "memory", "exchange": "exchanges"}
 
 
 def program_of(config: DecoderConfig, lora: Lora | None, devices: list[Any]) -> programs.Program:
@@ -143,14 +145,14 @@ def row(one: dict[str, Any]) -> dict[str, Any]:
         "in all, GiB a chip": f"{one['needed_bytes'] / chips.GIB:.1f}",
         "of": f"{one['memory_bytes'] / chips.GIB:.0f}",
         "fits": "yes" if one["fits"] else "no",
-        "s at least": "",
+        "ms at least": "",
         "limited by": "",
         "MFU at most": "",
     }
     if "seconds" in one:
         seconds = one["seconds"]
-        cells["s at least"] = f"{one['seconds_at_least']:.2f}"
-        cells["limited by"] = max(seconds, key=seconds.get)
+        cells["ms at least"] = f"{one['seconds_at_least'] * 1e3:.0f}"
+        cells["limited by"] = LIMITS[max(seconds, key=seconds.get)]
         cells["MFU at most"] = f"{one['utilisation_at_most']:.0%}"
     return cells
 
