@@ -66,8 +66,14 @@ class Convolution(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, jnp.dtype(dtype)
 
     def __call__(self, images: Array) -> Array:
+        return self.shifted(self.without_bias(images))
+
+    def without_bias(self, images: Array) -> Array:
         images, kernel = images.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        convolved = convolve(images, kernel, stride=self.stride, padding=self.padding)
+        return convolve(images, kernel, stride=self.stride, padding=self.padding)
+
+    def shifted(self, convolved: Array) -> Array:
+        """Plus the bias."""
         return convolved if self.bias is None else convolved + self.bias[...].astype(self.dtype)
 
 
