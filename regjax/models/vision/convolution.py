@@ -184,13 +184,16 @@ def _kernel_gradient(
     rows, columns = ((before, end) for (before, _), end in zip(pads, after, strict=True))
     columns = (columns[0] * channels, columns[1] * channels)
     groups = math.gcd(batch, GROUPS)
-    grouped = (groups, batch // groups)[::-1]  # every device of a batch dealt out has some of each
-    images = images.reshape(*grouped, *images.shape[1:])
-    gradient = gradient.reshape(*grouped, *gradient.shape[1:])
+
+    def members(of: Array, group: Array) -> Array:
+        # Of a batch that is dealt out over devices each has some of every group. Reshaped out of the
+        # loop, XLA would compute the array a second time in that shape.
+        return of.reshape(batch // groups, groups, *of.shape[1:])[:, group]
 
     def add(total: Array, group: Array) -> tuple[Array, None]:
-        image = images[:, group].transpose(1, 2, 3, 0).reshape(1, height, width * channels, -1)
-        kernel = gradient[:, group].transpose(1, 2, 0, 3)
+        image = members(images, group).transpose(1, 2, 3, 0)
+        image = image.reshape(1, height, width * channels, -1)
+        kernel = members(gradient, group).transpose(1, 2, 0, 3)
         found = _plain(image, kernel, 1, (rows, columns), (stride, stride * channels))
         return total + found.astype(total.dtype), None
 
