@@ -20,7 +20,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 """Rows before and after, columns before and after. Below zero: left out."""
 
 NARROW = 16
-"""Up to how many outputs a pixel has for CPUs to compute two pixels at once."""
+"""Up to how many channels, before and after, CPUs compute two pixels at once."""
 GROUPS = 4
 """In how many groups of images CPUs sum the gradient of a kernel."""
 
@@ -107,15 +107,15 @@ def _plain(
 
 
 def _outputs(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    """The convolution; of few channels for two neighbouring pixels at once.
+    """The convolution; between few channels for two neighbouring pixels at once.
 
     The two are two halves of twice as many outputs: of a kernel that is wider by the stride, with zeros
-    where the other one reads. That is a third more products for 3 by 3, but 16 outputs fill a vector
-    register of a CPU and leave the others empty.
+    where the other one reads. That is a third more products for 3 by 3, but XLA leaves a convolution
+    between at most 16 channels to an older kernel, which is slower by more.
     """
     height, width, inputs, outputs = kernel.shape
     columns = (images.shape[2] + sum(pads[1]) - width) // stride + 1
-    if outputs > NARROW or columns % 2:
+    if max(inputs, outputs) > NARROW or columns % 2:
         return _plain(images, kernel, stride, pads)
     left, right = (
         jnp.pad(kernel, ((0, 0), beside, (0, 0), (0, 0))) for beside in ((0, stride), (stride, 0))
@@ -184,13 +184,16 @@ def _kernel_gradient(
     rows, columns = ((before, end) for (before, _), end in zip(pads, after, strict=True))
     columns = (columns[0] * channels, columns[1] * channels)
     groups = math.gcd(batch, GROUPS)
-    grouped = (groups, batch // groups)[::-1]  # every device of a batch dealt out has some of each
-    images = images.reshape(*grouped, *images.shape[1:])
-    gradient = gradient.reshape(*grouped, *gradient.shape[1:])
+
+    def members(of: Array, group: Array) -> Array:
+        # Of a batch that is dealt out over devices each has some of every group. Reshaped out of the
+        # loop, XLA would compute the array a second time in that shape.
+        return of.reshape(batch // groups, groups, *of.shape[1:])[:, group]
 
     def add(total: Array, group: Array) -> tuple[Array, None]:
-        image = images[:, group].transpose(1, 2, 3, 0).reshape(1, height, width * channels, -1)
-        kernel = gradient[:, group].transpose(1, 2, 0, 3)
+        image = members(images, group).transpose(1, 2, 3, 0)
+        image = image.reshape(1, height, width * channels, -1)
+        kernel = members(gradient, group).transpose(1, 2, 0, 3)
         found = _plain(image, kernel, 1, (rows, columns), (stride, stride * channels))
         return total + found.astype(total.dtype), None
 

@@ -117,6 +117,7 @@ class ConvolutionalNetwork(nnx.Module):
 
     def __call__(self, images: Array, training: bool) -> Array:
         for convolution in self.convolutions:
-            # ReLU after the maximum is the same, of a quarter of the pixels.
-            images = jax.nn.relu(max_pool(convolution(images), 2))
+            # Bias and ReLU after the maximum are the same, of a quarter of the pixels.
+            largest = max_pool(convolution.without_bias(images), 2)
+            images = jax.nn.relu(convolution.shifted(largest))
         return self.dense(images, training)

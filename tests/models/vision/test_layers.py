@@ -1,7 +1,8 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regjax.models.vision.layers import BatchNorm
+from regjax.models.vision.layers import BatchNorm, normalise
 
 
 def test_batch_norm_of_values_far_from_zero_is_exact():
@@ -15,3 +16,20 @@ def test_batch_norm_of_values_far_from_zero_is_exact():
     np.testing.assert_allclose(
         norm.variance[...], 0.9 + 0.1 * values.var(axis=0, ddof=1), rtol=1e-4
     )
+
+
+def test_gradients_of_batch_norm_are_those_of_its_formula():
+    random = np.random.default_rng(0)
+
+    def formula(x, scale, bias):
+        mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+        return scale * (x - mean) / jnp.sqrt(variance + 1e-5) + bias
+
+    def gradients(normed):
+        return jax.grad(lambda *given: jnp.sum(jnp.sin(normed(*given))), argnums=(0, 1, 2))
+
+    with jax.enable_x64(True):
+        given = [jnp.asarray(random.normal(3, 2, size)) for size in ((4, 3, 2, 5), 5, 5)]
+        found = jax.jit(gradients(lambda *given: normalise(*given)[0]))(*given)
+        for ours, expected in zip(found, jax.jit(gradients(formula))(*given), strict=True):
+            np.testing.assert_allclose(ours, expected, atol=1e-12)
