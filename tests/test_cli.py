@@ -20,7 +20,7 @@ from tests.small_experiment import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "tests" / "small_experiment.py")
-COMMANDS = ("train", "eval", "predict", "plan", "export", "plot", "grid", "launch")
+COMMANDS = ("train", "sweep", "eval", "predict", "plan", "export", "plot", "grid", "launch")
 
 
 def call(capsys, *arguments):
