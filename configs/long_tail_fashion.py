@@ -5,6 +5,9 @@ margins of AdaAlpha and AdaMargin are the teacher's on held-out images, a tenth 
 the thinning.
 
     regjax sweep configs/long_tail_fashion.py --seeds 5 --workdir runs/long_tail_fashion
+
+About eight minutes of one processor's time. Worst class: cross-entropy .276, KD .274, AdaAlpha .285,
+AdaMargin .428, logit adjustment .374; balanced accuracy .794, .802, .794, .803, .826. PAPERS.md has the rest.
 """
 
 from regjax import ImageExperiment

@@ -7,6 +7,8 @@ read from `../shared/data`; elsewhere give `--data.train tar:FILE` and `--data.t
     regjax sweep configs/noisy_cifar.py --seeds 3 --data.noise.kind human --data.noise.rate 0 \
         --data.noise.file ../shared/data/cifar_n/CIFAR-10_human.npz --data.noise.column worse_label \
         --workdir runs/worse_cifar
+
+Not run at full length yet.
 """
 
 from regjax import ImageExperiment

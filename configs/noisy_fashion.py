@@ -5,6 +5,10 @@ the models. The images are read from `../shared/data`; elsewhere give `--data.tr
 `--data.test idx:FOLDER:test`.
 
     regjax sweep configs/noisy_fashion.py --seeds 5 --grid data.noise.rate .2 .4 --workdir runs/noisy_fashion
+
+18 minutes of one processor's time. Test accuracy at 20 % and 40 % noise: cross-entropy .741, .597; smoothing
+.768, .626; forward correction .826, .783; students of these three .784, .681; .824, .741; .838, .801.
+PAPERS.md has the rest.
 """
 
 from regjax import ImageExperiment

@@ -4,6 +4,8 @@ Three objectives of the teacher by three of the student and a trade-off between 
 logit adjustment. The multipliers of the classes follow held-out risks once an epoch.
 
     regjax sweep configs/robust_fashion.py --seeds 5 --workdir runs/robust_fashion
+
+Not run at full length yet.
 """
 
 from regjax import ImageExperiment

@@ -43,6 +43,9 @@ def plot_sweep(workdir: str | Path) -> list[Path]:
     found = json.loads(path.read_text(encoding="utf-8"))
     table = found["table"]
     names = [name for name in FIGURES if any(row.get(name) is not None for row in table)]
+    pairs = [(row.get("accuracy"), row.get("balanced")) for row in table]
+    if all(None not in pair and math.isclose(*pair) for pair in pairs):
+        names = [name for name in names if name != "balanced"]  # classes of one size
     if not names:
         return []
     axes = [name for name in found["points"][0] if name != "seed"]
