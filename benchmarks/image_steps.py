@@ -95,7 +95,7 @@ class Comparison(NamedTuple):
 
 
 COMPARISONS = {
-    "resnet20": Comparison(vision.CifarResNet(20), resnet20, (32, 32, 3), 1, 4),
+    "resnet20": Comparison(vision.CifarResNet(20), resnet20, (32, 32, 3), 1, 12),
     "cnn": Comparison(vision.SmallCnn((16, 32), ()), small_cnn, (28, 28, 1), 16, 4),
     "mlp1": Comparison(vision.Mlp((256,)), functools.partial(perceptron, 256), (28, 28, 1), 16, 20),
     "mlp2": Comparison(

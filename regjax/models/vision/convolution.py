@@ -130,37 +130,30 @@ def _images_gradient(
 ) -> Array:
     """`sum_{i, j, d} gradient[b, i, j, d] kernel[y + p - s i, x + p - s j, c, d]`, at `[b, y, x, c]`.
 
-    With `y + p = s a + r` this is, for each r below s, a convolution over a with stride 1 and every
-    s-th row of the kernel, the last one first; so too for columns. All `s^2` are one.
+    With `y = s a + r` and zeros before the kernel until s divides p, this is for each r below s a
+    convolution over a with stride 1 and every s-th row of the kernel, the last one first; so too for
+    columns. All `s^2` are one.
     """
     batch, channels = gradient.shape[0], kernel.shape[2]
-    around, starts, counts = [], [], []
-    for size, before, length, outputs in zip(
-        sizes, (pads[0][0], pads[1][0]), kernel.shape[:2], gradient.shape[1:3], strict=True
-    ):
-        taps, skipped = -(-length // stride), before // stride
-        count = -(-(size + before) // stride) - skipped
-        low = taps - 1 - skipped
-        around.append((low, count - outputs - low + taps - 1))
-        starts.append(before - skipped * stride)
-        counts.append(count)
-    every = _every(_every(kernel, 0, stride), 2, stride)  # [taps, s, taps, s, C, D]
-    flipped = every[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    counts = [-(-size // stride) for size in sizes]
+    around = []
+    for dimension, (before, _) in enumerate(pads):
+        axis = 2 * dimension  # the kernel becomes [taps, s, taps, s, C, D]
+        early = -before % stride
+        late = -(kernel.shape[axis] + early) % stride
+        beyond = [(0, 0)] * kernel.ndim
+        beyond[axis] = (early, late)
+        kernel = jnp.pad(kernel, beyond)
+        taps = kernel.shape[axis] // stride
+        kernel = kernel.reshape(*kernel.shape[:axis], taps, stride, *kernel.shape[axis + 1 :])
+        low = taps - 1 - (before + early) // stride
+        around.append((low, counts[dimension] - gradient.shape[1 + dimension] - low + taps - 1))
+    flipped = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     flipped = flipped.reshape(*flipped.shape[:3], stride * stride * channels)
     found = _outputs(gradient, flipped, 1, (around[0], around[1]))
     found = found.reshape(batch, *counts, stride, stride, channels).transpose(0, 1, 3, 2, 4, 5)
     found = found.reshape(batch, counts[0] * stride, counts[1] * stride, channels)
-    (top, left), (rows, columns) = starts, sizes
-    return found[:, top : top + rows, left : left + columns]
-
-
-def _every(kernel: Array, axis: int, stride: int) -> Array:
-    """`[..., n, ...]` as `[..., ceil(n / stride), stride, ...]`, with zeros after the last."""
-    beyond = [(0, 0)] * kernel.ndim
-    beyond[axis] = (0, -kernel.shape[axis] % stride)
-    shape = list(kernel.shape)
-    shape[axis : axis + 1] = [-(-shape[axis] // stride), stride]
-    return jnp.pad(kernel, beyond).reshape(shape)
+    return found[:, : sizes[0], : sizes[1]]
 
 
 def _kernel_gradient(
