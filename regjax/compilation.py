@@ -1,4 +1,4 @@
-"""How programs are compiled, and kept between runs."""
+"""Compiled programs kept between runs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,6 @@ def enable_cache() -> None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "regjax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def options(platform: str) -> dict[str, str]:
-    """The compiler's options for a training step on `platform`.
-
-    A CPU's compiler orders a program for as much to run at once as can, and makes the zeros that a gradient
-    is added to before the forward pass. In the order of least memory the same products take as long.
-    """
-    if platform != "cpu":
-        return {}
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import optax
 import tyro
 from jax.sharding import Mesh, NamedSharding
 
-from regjax import compilation, paths
+from regjax import paths
 from regjax.data import Data, Task
 from regjax.errors import InputError
 from regjax.evaluation import READ_OUTS
@@ -316,12 +316,7 @@ def make_update(
             return update(state, frozen, batch)
 
     everywhere = replicated(mesh)
-    return jax.jit(
-        on_mesh,
-        donate_argnums=0,
-        out_shardings=(sharding, everywhere),
-        compiler_options=compilation.options(mesh.devices.flat[0].platform),
-    )
+    return jax.jit(on_mesh, donate_argnums=0, out_shardings=(sharding, everywhere))
 
 
 def apply_gradients(

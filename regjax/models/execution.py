@@ -28,8 +28,7 @@ class Execution:
     rematerialisation: Literal["auto", "none", "dots", "full"] = "auto"
     """`full` on TPU and GPU, `none` on CPU."""
     layers: Literal["auto", "scan", "loop"] = "auto"
-    """Compile one layer and scan over it, or all of them: a loop on CPU for few layers none of which is
-    computed again, else a scan."""
+    """Compile one layer and scan over it, or all of them: a loop on CPU for few layers, else a scan."""
 
     def __post_init__(self) -> None:
         choices = {
@@ -81,15 +80,14 @@ def resolve_execution(config: DecoderConfig, execution: Execution, platform: Pla
     automatic: Precision = "float32" if on_cpu else "bfloat16"
     dtype = automatic if execution.dtype == "auto" else execution.dtype
     recomputed: Rematerialisation = "none" if on_cpu else "full"
-    if execution.rematerialisation != "auto":
-        recomputed = execution.rematerialisation
-    # Of layers one after the other, a CPU's compiler merges the two computations of each.
-    few = on_cpu and config.layers <= LOOPED_LAYERS and recomputed == "none"
+    few = on_cpu and config.layers <= LOOPED_LAYERS
     config = dataclasses.replace(
         config,
         dtype=dtype,
         attention="xla",
-        rematerialisation=recomputed,
+        rematerialisation=(
+            recomputed if execution.rematerialisation == "auto" else execution.rematerialisation
+        ),
         scan_layers=not few if execution.layers == "auto" else execution.layers == "scan",
     )
     return Resolved(

@@ -35,9 +35,6 @@ def test_what_is_said_is_kept_and_nothing_of_the_model_changes():
         assert chosen(platform, said) == ("float32", "bfloat16", "xla", "dots", False)
     assert chosen("cpu", Execution("bfloat16", layers="scan"))[:2] == ("bfloat16", "bfloat16")
     assert chosen("cpu", Execution(layers="scan"))[-1]
-    for rematerialisation in ("dots", "full"):
-        again = Execution(rematerialisation=rematerialisation)
-        assert chosen("cpu", again)[-2:] == (rematerialisation, True)
     resolved = resolve_execution(SMALL, Execution(), "tpu").config
     execution = ("dtype", "attention", "rematerialisation", "scan_layers")
     same = {name: getattr(SMALL, name) for name in execution}
