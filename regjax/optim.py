@@ -162,23 +162,8 @@ def build(config: Optimizer, steps: int, params: Mapping[str, Any]) -> optax.Gra
     }
     rules = {i: _rule(config, group, steps) for i, group in enumerate(groups)}
     rule = rules[0] if len(rules) == 1 else optax.partition(rules, labels)
-    clip = clip_by_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, rule)
-
-
-def clip_by_norm(most: float) -> optax.GradientTransformationExtraArgs:
-    """Gradients times `min(1, most / norm)`, of a global norm that is given if it is known.
-
-    As `optax.clip_by_global_norm`, which takes the norm anew and divides each gradient by it: CPUs then
-    keep the quotients, as large as the parameters, in memory.
-    """
-
-    def update(grads, state, params=None, *, norm=None, **_):
-        norm = optax.tree.norm(grads) if norm is None else norm
-        factor = jnp.where(norm < most, 1.0, most / norm)
-        return optax.tree.scale(factor, grads), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _rule(config: Optimizer, group: ParameterGroup, steps: int) -> optax.GradientTransformation:

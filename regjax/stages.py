@@ -334,21 +334,14 @@ def apply_gradients(
     """
     total, weight = sums["loss"]
     scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), 0)
-
-    def mean():
-        return jax.tree.map(lambda g: g * scale, grads)
-
-    update = optax.with_extra_args_support(optimizer).update
-    norm = optax.tree.norm(mean())
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(weight) & jnp.isfinite(norm)
-
-    def apply():
-        # `mean()` once more, not kept: what is handed to a branch is an array in memory.
-        updates, new_state = update(mean(), optimizer_state, _float32(params), norm=norm)
-        return optax.apply_updates(params, updates), new_state
-
-    # Selecting between new and old would need a copy of the old beside the new.
-    params, optimizer_state = jax.lax.cond(finite, apply, lambda: (params, optimizer_state))
+    updates, new_state = optimizer.update(grads, optimizer_state, _float32(params))
+    new = optax.apply_updates(params, updates)
+    params, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (new, new_state), (params, optimizer_state)
+    )
     metrics = {
         **sums,
         "gradient_norm": (norm, jnp.float32(1)),

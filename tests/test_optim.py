@@ -349,13 +349,6 @@ def test_gradients_are_clipped_to_a_global_norm(share):
     assert_trees(change, jax.tree.map(lambda g: -0.1 * min(1, share) * g, GRADS), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("norm", "factor"), [(6.0, 0.5), (3.0, 1.0), (1.5, 1.0)])
-def test_a_norm_that_is_given_is_not_taken_again(norm, factor):
-    rule = optim.build(dataclasses.replace(PLAIN, name="sgd", b1=0.0, clip_norm=3.0), 10, GRADS)
-    change, _ = rule.update(GRADS, rule.init(GRADS), GRADS, norm=norm)
-    assert_trees(change, jax.tree.map(lambda g: -0.1 * factor * g, GRADS), rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
