@@ -180,7 +180,7 @@ def test_a_run_that_had_to_stop_exits_1(capsys, tmp_path, monkeypatch):
 
 
 def test_mistaken_commands(capsys, tmp_path):
-    assert "no command 'trian'; the commands are train, eval" in refused(capsys, "trian")
+    assert "no command 'trian'; the commands are train, sweep, eval" in refused(capsys, "trian")
     assert "first argument of train is the config file" in refused(capsys, "train")
     assert "no config file" in refused(capsys, "train", tmp_path / "none.py", "--workdir", tmp_path)
     assert "--workdir" in refused(capsys, "train", CONFIG)

@@ -61,7 +61,7 @@ def more_at_the_larger_vocabulary(objective):
 
 @pytest.mark.parametrize("objective", [Raft(cross_entropy=0.1), Sft()], ids=repr)
 def test_the_step_never_holds_logits_of_all_positions(objective):
-    assert more_at_the_larger_vocabulary(objective) < ONE_MORE_LOGITS / 40
+    assert more_at_the_larger_vocabulary(objective) < ONE_MORE_LOGITS / 10
 
 
 def test_language_modelling_holds_the_logits_of_a_block_of_rows():
