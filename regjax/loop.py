@@ -14,7 +14,7 @@ from regjax import checkpoint, preemption
 from regjax.errors import InputError
 from regjax.log import Log, progress
 from regjax.profiling import Profiler
-from regjax.recorder import Chunk, Recorder
+from regjax.recorder import Chunk, Recorder, is_due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,10 @@ def run(
         contextlib.closing(profiler),
         preemption.watch() as stop,
     ):
-        recorder = Recorder(log, work.name, policy, work.steps, advance)
+        recorder = Recorder(
+            log, work.name, work.steps, advance,
+            log_every=policy.log_every, max_bad_steps=policy.max_bad_steps,
+        )  # fmt: skip
 
         # resume
         resumed = manager.latest_step() is not None
@@ -150,15 +153,6 @@ def run(
             step = best
             state, _ = checkpoint.restore(manager, state, step)
     return state, step, recorder
-
-
-def is_due(before: int, step: int, every: int) -> bool:
-    """Whether one of the steps after `before` up to `step` is a multiple of `every`; 0: never.
-
-    >>> is_due(9, 10, 5), is_due(10, 14, 5), is_due(7, 12, 5), is_due(0, 3, 0)
-    (True, False, True, False)
-    """
-    return every > 0 and step // every > before // every
 
 
 MEANINGS = {

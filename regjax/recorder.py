@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,15 +39,6 @@ class Chunk(NamedTuple):
     steps: int = 1
 
 
-class Settings(Protocol):
-    """The fields of an experiment that a recorder reads."""
-
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def max_bad_steps(self) -> int: ...
-
-
 class _Pending(NamedTuple):
     step: int
     metrics: Mapping[str, jax.Array]
@@ -69,11 +60,14 @@ class Recorder:
         self,
         log: Log,
         stage: str,
-        settings: Settings,
         steps: int,
         advance: Callable[..., None],
+        *,
+        log_every: int,
+        max_bad_steps: int,
     ) -> None:
-        self._log, self._stage, self._settings = log, stage, settings
+        self._log, self._stage = log, stage
+        self._log_every, self._max_bad_steps = log_every, max_bad_steps
         self._steps, self._advance = steps, advance
         self._pending: _Pending | None = None
         self._sums: dict[str, np.ndarray] = {}
@@ -99,7 +93,7 @@ class Recorder:
     @property
     def given_up(self) -> list[int]:
         """Of several runs side by side, those whose last `max_bad_steps` steps were not finite."""
-        return np.flatnonzero(self._bad_in_a_row >= self._settings.max_bad_steps).tolist()
+        return np.flatnonzero(self._bad_in_a_row >= self._max_bad_steps).tolist()
 
     def waiting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The chunks, timed: an iterator to train from."""
@@ -154,7 +148,7 @@ class Recorder:
             self._sums[name] = self._sums.get(name, 0.0) + np.where(finite, value, 0.0).sum(0)
         self._advance(chunk.steps, note=self._note(metrics["loss"][-1], bad[-1]))
         self._count_bad(step - chunk.steps, bad, chunk)
-        due = step // self._settings.log_every > (step - chunk.steps) // self._settings.log_every
+        due = is_due(step - chunk.steps, step, self._log_every)
         if (due or step == self._steps) and self._sums:
             self._log.write(self._stage, step, {**self._averages(), **self._take_speed()})
             self._sums = {}
@@ -185,7 +179,7 @@ class Recorder:
 
     def _count_bad(self, before: int, bad: np.ndarray, chunk: Chunk) -> None:
         """Counts steps in a row by run, and lists the records of bad ones, until a run is given up."""
-        limit = self._settings.max_bad_steps
+        limit = self._max_bad_steps
         self._bad_in_a_row = np.broadcast_to(self._bad_in_a_row, bad.shape[1:]).copy()
         for index, now in enumerate(bad):
             known = now & (self._bad_in_a_row < limit)
@@ -210,3 +204,12 @@ class Recorder:
 
 def _average(value: np.ndarray) -> float:
     return float(value[0] / value[1]) if value[1] > 0 else math.nan
+
+
+def is_due(before: int, step: int, every: int) -> bool:
+    """Whether one of the steps after `before` up to `step` is a multiple of `every`; 0: never.
+
+    >>> is_due(9, 10, 5), is_due(10, 14, 5), is_due(7, 12, 5), is_due(0, 3, 0)
+    (True, False, True, False)
+    """
+    return every > 0 and step // every > before // every
