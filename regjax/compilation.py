@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 
 def enable_cache() -> None:
@@ -21,6 +22,16 @@ def enable_cache() -> None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "regjax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def kept_for(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """Programs of image models for this mesh go to jax's cache, but for several devices of a CPU.
+
+    Read back from it, such a program's sums over devices wait for each other for ever (jax 0.10.2, eight
+    devices); as it was compiled it runs.
+    """
+    several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return not_kept() if several else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

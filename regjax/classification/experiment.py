@@ -8,14 +8,12 @@ from typing import Any, Literal
 
 from regjax.data.images import ImageData
 from regjax.errors import InputError
-from regjax.models.vision import CifarResNet, Mlp, ResNet, SmallCnn, VisionTransformer
+from regjax.models.vision import CifarResNet, VisionModel
 from regjax.optim import Optimizer
 from regjax.sharding import MeshShape
 from regjax.stages import NotOnCommandLine, is_folder_name
 
 NEW = "new"
-
-Architecture = Mlp | SmallCnn | CifarResNet | ResNet | VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,7 @@ class ImageExperiment:
     data: ImageData
     """Training and test images, what is held out, noise and long tails."""
 
-    model: Architecture = CifarResNet(20)
+    model: VisionModel = CifarResNet(20)
     """The architecture of stages that name no other."""
 
     name: str = "experiment"
@@ -145,7 +143,7 @@ class ImageExperiment:
         """Outputs of the stage's model: one for each class, or those that its objective asks for."""
         return getattr(stage.objective, "outputs", classes)
 
-    def model_of(self, stage: ImageStage) -> Architecture:
+    def model_of(self, stage: ImageStage) -> VisionModel:
         return self.model if stage.model is None else stage.model
 
     def epochs_of(self, stage: ImageStage) -> int:

@@ -44,6 +44,11 @@ class Prepared(NamedTuple):
     def num_classes(self) -> int:
         return len(self.splits.class_names)
 
+    def labels_of(self, stage: ImageStage) -> np.ndarray:
+        """`[R, N]`, the labels that a stage is trained on."""
+        true = np.broadcast_to(self.splits.train.true_labels, self.labels.shape)
+        return true if stage.clean_labels else self.labels
+
     def attributes_of(self, stage: ImageStage) -> np.ndarray | None:
         """`[C, K]`, the binary labels of a stage that ranks; None for one that classifies."""
         if not hasattr(stage.objective, "outputs"):
@@ -111,7 +116,7 @@ def check_stage(run: Prepared, stage: ImageStage) -> None:
     )
     for number in range(len(run.experiments)):
         objective = run.experiments[number].stages[experiment.stages.index(stage)].objective
-        facts = facts_of(run, number, run.labels[number], stand_in, held_out_stand_in)
+        facts = facts_of(run, stage, number, stand_in, held_out_stand_in)
         _check_objective(run, stage, objective, given_of(stage, objective, facts))
         if held_out is None and getattr(objective, "adjust_every", None):
             raise InputError(
@@ -170,16 +175,17 @@ def given_of(stage: ImageStage, objective: Any, facts: Facts) -> Any:
 
 def facts_of(
     run: Prepared,
+    stage: ImageStage,
     number: int,
-    labels: np.ndarray,
     teacher_logits: np.ndarray | None,
     held_out_teacher: np.ndarray | None,
 ) -> Facts:
-    held_out = run.splits.held_out
+    held_out, labels = run.splits.held_out, run.labels_of(stage)[number]
+    made = run.noise_matrices[number]
     return Facts(
         num_classes=run.num_classes,
         counts=np.bincount(labels, minlength=run.num_classes),
-        noise_matrix=run.noise_matrices[number],
+        noise_matrix=np.eye(run.num_classes) if stage.clean_labels else made,
         labels=labels,
         held_out_labels=None if held_out is None else held_out.labels,
         teacher_logits=_of_run(teacher_logits, number),

@@ -70,41 +70,51 @@ def train_runs(
       TrainingStopped: after `max_bad_steps` steps in a row that were not finite, in every run.
       preemption.Interrupted: on SIGTERM or SIGINT, once the step was saved; a `KeyboardInterrupt`.
     """
-    compilation.enable_cache()
     check_alike(experiments)
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; give a folder")
+    compilation.enable_cache()
     run = prepare_runs(experiments, mesh)
+    with compilation.kept_for(run.mesh):
+        return _train(run, workdir, quiet, profile)
+
+
+def _train(run: Prepared, workdir: Path, quiet: bool, profile: Steps | None) -> dict[str, Any]:
+    """The stages in order, and what they are worth."""
     for stage in run.experiment.stages:
         check_stage(run, stage)
     workdir.mkdir(parents=True, exist_ok=True)
     log = Log(workdir, run.experiment.loggers)
     first = jax.process_index() == 0
     if first:
-        write_json(workdir / "config.json", [to_json(each) for each in experiments])
+        write_json(workdir / "config.json", [to_json(each) for each in run.experiments])
     finished: dict[str, Finished] = {}
-    found: dict[str, Any] = {"stages": {}, "runs": [numbers_of(each) for each in experiments]}
+    found: dict[str, Any] = {"stages": {}, "runs": [numbers_of(each) for each in run.experiments]}
     logits: dict[str, np.ndarray] = {}
+    shared = _shared(run)
     for index, stage in enumerate(run.experiment.stages):
         profiler = Profiler(workdir / "profile" / stage.name, profile if first else None)
-        finished[stage.name], speed, lost = _run_stage(run, index, finished, workdir, log, profiler)
+        finished[stage.name], speed, lost = _run_stage(
+            run, shared, index, finished, workdir, log, profiler
+        )
         if first and speed and not quiet:
             print(f"{stage.name}: {speed}", file=sys.stderr)
         logits[stage.name], found["stages"][stage.name] = _report(
-            run, stage, finished, logits, workdir / stage.name, lost
+            run, shared, stage, finished, logits, workdir / stage.name, lost
         )
     found["table"] = results.table(found["stages"])
     if first:
         write_json(workdir / "results.json", found)
     multihost_utils.sync_global_devices("results are written")
     if first and not quiet:
-        print_table(results.title(run.experiment, len(experiments)), found["table"])
+        print_table(results.title(run.experiment, len(run.experiments)), found["table"])
     return found
 
 
 def _run_stage(
     run: Prepared,
+    shared: program.Shared,
     index: int,
     finished: Mapping[str, Finished],
     workdir: Path,
@@ -125,7 +135,6 @@ def _run_stage(
     # what the steps read
     teachers = [finished[name] for name in stage.teachers]
     cached = stage.teacher == "cached"
-    shared = _shared(run)
     score = functools.partial(_logits, run, shared)
     teacher_logits = np.stack([score(t, "train") for t in teachers], 1) if teachers else None
     held_out_teacher = (
@@ -133,14 +142,13 @@ def _run_stage(
         if teachers and splits.held_out is not None
         else None
     )
-    labels = np.broadcast_to(splits.train.true_labels, run.labels.shape)
-    labels = labels if stage.clean_labels else run.labels
+    labels = run.labels_of(stage)
     objectives = [each.stages[index].objective for each in run.experiments]
     given = [
         given_of(
             stage,
             objective,
-            facts_of(run, number, labels[number], teacher_logits, held_out_teacher),
+            facts_of(run, stage, number, teacher_logits, held_out_teacher),
         )
         for number, objective in enumerate(objectives)
     ]
@@ -204,7 +212,7 @@ def _run_stage(
         update=lambda state, indices: update(state, own, shared, indices),
         chunks=chunks,
         evaluate=None if splits.held_out is None else evaluate,
-        position=_position(run, stage, labels, [*([] if start is None else [start]), *teachers]),
+        position=_position(run, index, labels, [*([] if start is None else [start]), *teachers]),
         eval_every=experiment.eval_every * per_epoch,
     )
     policy = loop.Policy(
@@ -269,7 +277,7 @@ def _seed(seed: int, index: int) -> int:
 
 
 def _position(
-    run: Prepared, stage: ImageStage, labels: np.ndarray, before: Sequence[Any]
+    run: Prepared, index: int, labels: np.ndarray, before: Sequence[Any]
 ) -> dict[str, Any]:
     """What has to be the same when a stage is resumed, besides the shapes of its state."""
     digest = hashlib.sha256(np.ascontiguousarray(run.splits.train.images).tobytes())
@@ -280,19 +288,16 @@ def _position(
     return {
         "seed": [each.seed for each in run.experiments],
         "data": digest.hexdigest()[:16],
-        "batches": f"batch_size {run.experiment.batch_size}, order_seed {run.experiment.order_seed}",
+        "batches": f"batch_size {run.experiment.batch_size}, order_seed {run.experiment.order_seed}, "
+        f"{run.experiment.data.augmentation}",
         "start": int(checkpoint.checksum(arrays)) if arrays else 0,
-        "runs": [
-            repr(each.stages[run.experiment.stages.index(stage)].objective)
-            for each in run.experiments
-        ]
-        if stage in run.experiment.stages
-        else [],
+        "runs": [repr(each.stages[index].objective) for each in run.experiments],
     }
 
 
 def _report(
     run: Prepared,
+    shared: program.Shared,
     stage: ImageStage,
     finished: Mapping[str, Finished],
     logits: Mapping[str, np.ndarray],
@@ -301,7 +306,6 @@ def _report(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The stage's logits of the test images, and what they are worth; both are written down."""
     model, splits = finished[stage.name], run.splits
-    shared = _shared(run)
     test = _logits(run, shared, model, "test")
     scores = {"test": test, "test_labels": splits.test.labels}
     if splits.held_out is not None:

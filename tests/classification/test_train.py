@@ -19,7 +19,13 @@ from regjax.classification.batches import epoch_order
 from regjax.data.images import Augmentation, ImageData, LabelNoise
 from regjax.log import read_log
 from regjax.models import vision
-from regjax.objectives.classification import CrossEntropy, Distillation, GroupDro, Robust
+from regjax.objectives.classification import (
+    CrossEntropy,
+    Distillation,
+    GroupDro,
+    NoiseMatrixCorrection,
+    Robust,
+)
 from tests.classification import worst_class
 from tests.classification.small import OPTIMIZER, experiment, images
 
@@ -116,6 +122,7 @@ def test_the_step_is_the_formula(tmp_path):
 
 
 CONFIG = Path(__file__).with_name("worst_class.py")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def on_eight_devices(workdir, *arguments):
@@ -149,6 +156,22 @@ def test_eight_devices_give_the_run_of_one(tmp_path):
         assert row["accuracy"] == other["accuracy"]
         assert row["ece"] == pytest.approx(other["ece"], abs=1e-4)
     assert "accuracy" in done.stdout and "only" in done.stdout
+
+
+def test_programs_for_several_devices_of_a_cpu_are_not_read_back(tmp_path, monkeypatch):
+    """Read back they wait for ever; so the cache has none of them after a run, and a second run ends."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
+    script = (
+        "import sys, regjax\nfrom tests.classification.small import experiment\n"
+        "regjax.train(experiment(epochs=1), sys.argv[1], quiet=True)\n"
+    )
+    for name in ("first", "second"):
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / name)], check=True, timeout=300, cwd=ROOT
+        )
+    assert not [path.name for path in cache.rglob("*") if "chunk" in path.name]
 
 
 def test_rows_that_do_not_divide_among_the_devices_are_refused(tmp_path):
@@ -330,10 +353,19 @@ def test_resuming_another_experiment_is_refused(tmp_path):
         ({"seed": 1}, "with another seed"),
         ({"data": ImageData(images(96, 5), images(60))}, "on other training data"),
         ({"batch_size": 16}, "in other batches"),
+        ({"data": experiment(data={"augmentation": Augmentation(1)}).data}, "in other batches"),
         ({"stages": (ImageStage("only", CrossEntropy(rate=0.1)),)}, "of other runs"),
     ]:
         with pytest.raises(InputError, match=message):
             regjax.train(dataclasses.replace(experiment(), **changes), tmp_path, quiet=True)
+
+
+def test_clean_labels_have_no_noise_to_correct(tmp_path):
+    """The known matrix of a stage on the true labels is the identity, whatever the data's noise."""
+    for name, objective in [("ce", CrossEntropy()), ("fc", NoiseMatrixCorrection("forward"))]:
+        stage = ImageStage("only", objective, clean_labels=True)
+        regjax.train(experiment(stage, data=NOISY), tmp_path / name, quiet=True)
+    assert_close(params_of(tmp_path / "fc"), params_of(tmp_path / "ce"))
 
 
 def test_the_same_command_again_changes_nothing(tmp_path):
