@@ -1,8 +1,9 @@
 """Training steps of image classifiers on a CPU, beside the same in eager PyTorch.
 
-A step is forward, cross-entropy, backward and SGD with momentum, batches of 128, float32. Several runs read
-the same batches: here in one compiled program, in torch one after another. Here a call is a scan over
-steps, so batches come as `[steps, 128, H, W, C]`; torch is given its own in its own layout.
+A step is forward, cross-entropy, backward and SGD with momentum, batches of 128, float32. Ours are those of
+`regjax train` and `regjax sweep`, with all that belongs to them: batches are picked from the images and
+standardised within the compiled program, and a step that is not finite changes nothing. Torch is given its
+batches ready, in its own layout; several runs it trains one after another.
 
 Both sides take turns in one process on the same two cores, with a pause so that the threads of one have
 stopped spinning; printed are medians of the time of a step of all runs, and how many times as fast each
@@ -30,14 +31,17 @@ CORES = sorted(os.sched_getaffinity(0))[-1:] if ONE_CORE else sorted(os.sched_ge
 os.sched_setaffinity(0, CORES)  # before jax counts them for its threads
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-import optax  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+from regjax import optim, sharding  # noqa: E402
+from regjax.classification import program  # noqa: E402
+from regjax.cores import one_device_a_core  # noqa: E402
+from regjax.data.images import Augmentation  # noqa: E402
 from regjax.models import vision  # noqa: E402
+from regjax.objectives.classification import CrossEntropy  # noqa: E402
 
 BATCH, CLASSES, RATE, MOMENTUM = 128, 10, 0.05, 0.9
 clock = time.process_time if ONE_CORE else time.perf_counter
@@ -95,72 +99,72 @@ class Comparison(NamedTuple):
 
 
 COMPARISONS = {
-    "resnet20": Comparison(vision.CifarResNet(20), resnet20, (32, 32, 3), 1, 12),
-    "cnn": Comparison(vision.SmallCnn((16, 32), ()), small_cnn, (28, 28, 1), 16, 4),
-    "mlp1": Comparison(vision.Mlp((256,)), functools.partial(perceptron, 256), (28, 28, 1), 16, 20),
+    "resnet20": Comparison(vision.CifarResNet(20), resnet20, (32, 32, 3), 1, 16),
+    "cnn": Comparison(vision.SmallCnn((16, 32), ()), small_cnn, (28, 28, 1), 16, 16),
+    "mlp1": Comparison(vision.Mlp((256,)), functools.partial(perceptron, 256), (28, 28, 1), 16, 64),
     "mlp2": Comparison(
-        vision.Mlp((256, 256)), functools.partial(perceptron, 256, 256), (28, 28, 1), 16, 20
+        vision.Mlp((256, 256)), functools.partial(perceptron, 256, 256), (28, 28, 1), 16, 64
     ),
 }
-WAYS = ("runs, then steps", "steps, then runs", "vmap")
-"""`lax.map` over runs of a scan over steps, or the other way round; or a scan of steps of all at once."""
 
 
-def batches(given: Comparison) -> tuple[np.ndarray, np.ndarray]:
+def images_of(given: Comparison) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    images = random.standard_normal((given.steps, BATCH, *given.image_shape), np.float32)
-    return images, random.integers(0, CLASSES, (given.steps, BATCH))
+    shape = (given.steps * BATCH, *given.image_shape)
+    return random.integers(0, 256, shape, np.uint8), random.integers(0, CLASSES, shape[0])
 
 
-def our_call(given: Comparison, way: str) -> Callable[[], Any]:
+def our_call(given: Comparison, by: program.RunsBy, devices: int) -> Callable[[], Any]:
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     model = vision.build(given.config, given.image_shape, CLASSES)
-    optimizer = optax.sgd(RATE, MOMENTUM)
-
-    def loss(params, statistics, images, labels):
-        outputs, statistics = model.apply(params, statistics, images, training=True)
-        losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, labels)
-        return losses.mean(), statistics
-
-    def step(state, batch):
-        params, moving, trace = state
-        (value, moving), gradient = jax.value_and_grad(loss, has_aux=True)(params, moving, *batch)
-        updates, trace = optimizer.update(gradient, trace)
-        return (optax.apply_updates(params, updates), moving, trace), value
-
-    def runs_then_steps(state, data):
-        return jax.lax.map(lambda run: jax.lax.scan(step, run, data), state)
-
-    def steps_then_runs(state, data):
-        def every(state, batch):
-            return jax.lax.map(lambda run: step(run, batch), state)
-
-        return jax.lax.scan(every, state, data)
-
-    def vmap(state, data):
-        return jax.lax.scan(jax.vmap(step, in_axes=(0, None)), state, data)
-
-    params, moving = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(0), given.runs))
-    state = (params, moving, jax.vmap(optimizer.init)(params))
-    call = (runs_then_steps, steps_then_runs, vmap)[WAYS.index(way)]
-    if given.runs == 1:
-        state, call = (
-            jax.tree.map(lambda array: array[0], state),
-            functools.partial(jax.lax.scan, step),
-        )
-    call = jax.jit(call, donate_argnums=0)
-    data = jax.block_until_ready([jnp.asarray(array) for array in batches(given)])
+    objective = CrossEntropy()
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
+    sgd = optim.Optimizer(
+        name="sgd", learning_rate=RATE, b1=MOMENTUM, weight_decay=0.0, schedule="constant",
+        warmup=0.0, clip_norm=0.0,
+    )  # fmt: skip
+    optimizer = optim.build(sgd, 1, shapes)
+    images, labels = images_of(given)
+    channels = given.image_shape[-1]
+    own, shared, indices = jax.device_put(
+        (
+            program.Own(
+                objective=jax.tree.map(lambda value: np.full(given.runs, value, np.float32), objective),
+                given={}, labels=np.broadcast_to(labels.astype(np.int32), (given.runs, len(labels))),
+                teacher_logits=None, teachers=(), held_out=None,
+            ),
+            program.Shared(
+                images, np.full(channels, 0.5, np.float32), np.full(channels, 0.25, np.float32), None
+            ),
+            np.arange(len(images), dtype=np.int32).reshape(given.steps, BATCH),
+        ),
+        sharding.replicated(mesh),
+    )  # fmt: skip
+    state = program.init_state(
+        model, optimizer, objective,
+        {"seed": np.arange(given.runs, dtype=np.uint32), "objective": own.objective, "given": {},
+         "start": None},
+        average=False, mesh=mesh,
+    )  # fmt: skip
+    update = program.make_chunk(
+        model, [], optimizer, objective, Augmentation(), num_classes=CLASSES, count=given.runs, by=by,
+        order_seed=0, average=False, mesh=mesh, eval_batch_size=500,
+    )  # fmt: skip
 
     def run():
         nonlocal state
-        state, values = jax.block_until_ready(call(state, data))
-        return values
+        state, metrics = jax.block_until_ready(update(state, own, shared, indices))
+        return metrics
 
     return run
 
 
 def their_call(given: Comparison, layout: torch.memory_format) -> Callable[[], Any]:
-    images, labels = (torch.from_numpy(array) for array in batches(given))
+    pixels, classes = images_of(given)
+    pixels = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
+    images = torch.from_numpy(pixels.reshape(given.steps, BATCH, *given.image_shape))
     images = images.permute(0, 1, 4, 2, 3)
+    labels = torch.from_numpy(classes.reshape(given.steps, BATCH))
     # `contiguous` would leave images of one channel as they are, and torch take them for channels last.
     empty = [torch.empty(each.shape, memory_format=layout) for each in images]
     images = [place.copy_(each) for place, each in zip(empty, images, strict=True)]
@@ -186,8 +190,11 @@ def compare(given: Comparison, repeats: int) -> dict[str, float]:
     calls = {"torch": their_call(given, torch.contiguous_format)}
     if not isinstance(given.config, vision.Mlp):
         calls["torch, channels last"] = their_call(given, torch.channels_last)
-    for way in WAYS if given.runs > 1 else WAYS[:1]:
-        calls[way if given.runs > 1 else "scan of steps"] = our_call(given, way)
+    calls["regjax"] = our_call(given, "map", len(CORES))
+    if len(CORES) > 1:
+        calls["regjax, one device"] = our_call(given, "map", 1)
+    if given.runs > 1:
+        calls["regjax, vmap"] = our_call(given, "vmap", len(CORES))
     times: dict[str, list[float]] = {way: [] for way in calls}
     for repeat in range(repeats + 1):
         for way, call in calls.items():
@@ -206,6 +213,7 @@ def main() -> None:
     parser.add_argument("--one-core", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(len(CORES))
+    one_device_a_core(BATCH)
     print(f"{len(CORES)} cores, medians of {given.repeats}; load {os.getloadavg()[0]:.1f} before\n")
     print("| | runs | way | ms a step of all runs | times as fast as torch |")
     print("|---|---:|---|---:|---:|")

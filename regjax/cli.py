@@ -157,6 +157,7 @@ def train(arguments: Sequence[str]) -> None:
         args=arguments[1:],
         config=(tyro.conf.AvoidSubcommands,),
     )
+    _use_cores(experiment)
     run(experiment, workdir, profile=parse_steps(profile) if profile else None)
     if jax.process_index() > 0:
         return
@@ -174,6 +175,14 @@ def _default(config: str) -> Any:
     if isinstance(default.data, Data):
         return dataclasses.replace(default, data=_short_to_show(default.data))
     return default
+
+
+def _use_cores(experiment: Any) -> None:
+    from regjax.classification import ImageExperiment
+    from regjax.cores import one_device_a_core
+
+    if isinstance(experiment, ImageExperiment):
+        one_device_a_core(experiment.batch_size)
 
 
 SWEEP_USAGE = """usage: regjax sweep CONFIG --workdir DIR [--seeds N] [--grid FIELD VALUE ...] [--field value]
@@ -230,6 +239,7 @@ def sweep(arguments: Sequence[str]) -> None:
         args=rest,
         config=(tyro.conf.AvoidSubcommands,),
     )
+    _use_cores(experiment)
     run(
         experiment,
         workdir,

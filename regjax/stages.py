@@ -325,23 +325,34 @@ def apply_gradients(
     optimizer_state: Any,
     grads: Mapping[str, jax.Array],
     sums: Mapping[str, tuple[jax.Array, jax.Array]],
+    *,
+    branch: bool = False,
 ) -> tuple[dict[str, jax.Array], Any, dict[str, jax.Array]]:
     """`(params, optimizer_state, metrics)` after an update by gradients of a summed loss, float32.
 
     The gradients are divided by the loss's weight. Where the loss, its weight or a gradient is not finite
     nothing changes and `metrics["bad"]` is 1. `metrics` are `[2]`, sum and weight, of every entry of
-    `sums`, of `gradient_norm` (before clipping) and of `bad`.
+    `sums`, of `gradient_norm` (before clipping) and of `bad`. With `branch` a step that is not finite is
+    another branch of the program rather than a selection from two results: fewer passes over the
+    parameters, and sums that are rounded otherwise.
     """
     total, weight = sums["loss"]
     scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny), 0)
     grads = jax.tree.map(lambda g: g * scale, grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total) & jnp.isfinite(weight) & jnp.isfinite(norm)
-    updates, new_state = optimizer.update(grads, optimizer_state, _float32(params))
-    new = optax.apply_updates(params, updates)
-    params, optimizer_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (new, new_state), (params, optimizer_state)
-    )
+    old = params, optimizer_state
+
+    def updated():
+        updates, new_state = optimizer.update(grads, optimizer_state, _float32(params))
+        return optax.apply_updates(params, updates), new_state
+
+    if branch:
+        params, optimizer_state = jax.lax.cond(finite, updated, lambda: old)
+    else:
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), updated(), old
+        )
     metrics = {
         **sums,
         "gradient_norm": (norm, jnp.float32(1)),

@@ -97,8 +97,8 @@ class ImageExperiment:
     `regjax.methods.bipartite_ranking`."""
 
     runs: Literal["auto", "vmap", "map"] = "auto"
-    """How several runs share a device: as one more axis of every array, or one after another within each
-    compiled step, which is faster for convolutions on processors."""
+    """How several runs share a device: as one more axis of every array, or in turns of a few steps, which is
+    faster on processors. At least as many runs as devices are dealt out over them in either way."""
 
     worst_k: int = 1
     """Classes in the worst-k accuracy that the table shows besides the worst class; 1: none."""
@@ -120,7 +120,8 @@ class ImageExperiment:
     """Steps in a row with a loss or gradient that is not finite after which a run is given up."""
 
     mesh: MeshShape = MeshShape()
-    """How the devices are arranged; rows of a batch are dealt out, parameters are whole on each."""
+    """How the devices are arranged; of fewer runs than devices the rows of each batch are dealt out.
+    Parameters are whole on each device."""
 
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where numbers go besides `log.jsonl`; each needs the extra of its name."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from regjax import optim
 from regjax.classification.experiment import ImageExperiment
+from regjax.classification.program import BLOCK
 from regjax.classification.train import runs_by
 from regjax.data.images import prepare_images
 from regjax.models import vision
@@ -39,9 +40,10 @@ def runs_that_fit(experiment: ImageExperiment) -> int:
         passes = _pass_bytes(
             classifier, params, statistics, (experiment.batch_size, *images.shape[1:])
         )
-        side_by_side = runs_by(experiment, config) == "vmap"
+        side_by_side = runs_by(experiment) == "vmap"
+        batches = BLOCK * 4 * experiment.batch_size * math.prod(images.shape[1:])
         largest = max(largest, 2 * state + cached + passes * side_by_side)
-        turns = max(turns, passes * (not side_by_side))
+        turns = max(turns, (passes + batches) * (not side_by_side))
     return max(1, math.floor((SHARE * _memory() - shared - turns) / largest))
 
 
@@ -61,8 +63,8 @@ def _bytes(tree) -> int:
 
 
 def _memory() -> int:
-    """Bytes of the first device that are free to use; of a processor, the machine's."""
+    """Bytes of the first device that are free to use; of a processor, its share of the machine's."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()

@@ -16,6 +16,7 @@ from regjax.classification.experiment import (
     ImageStage,
     check_attributes,
 )
+from regjax.classification.program import are_dealt_out
 from regjax.data.images import ImageSplits, channel_statistics, noisy_labels, prepare_images
 from regjax.errors import InputError
 from regjax.models import vision
@@ -61,7 +62,7 @@ def prepare_runs(experiments: Sequence[ImageExperiment], mesh: Mesh | None) -> P
     experiment = experiments[0]
     mesh = sharding.make_mesh(experiment.mesh) if mesh is None else mesh
     parts = sharding.row_parts(mesh)
-    if experiment.batch_size % parts:
+    if experiment.batch_size % parts and not are_dealt_out(len(experiments), mesh):
         raise InputError(
             f"batch_size {experiment.batch_size} does not divide among {parts} devices"
         )

@@ -1,7 +1,8 @@
 """The compiled part: chunks of training steps of several runs, and the logits of a split.
 
 Arrays that differ between runs have an axis of R runs in front. Images, batches and augmentation are
-shared, so that they are held and made once.
+shared, so that they are held and made once. At least as many runs as devices are dealt out over them, and
+nothing is exchanged; of fewer, every device computes its rows of each batch.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from regjax import compilation
 from regjax.data.images import Augmentation, augment, mixup, standardise
 from regjax.models.vision import Classifier, Outputs
-from regjax.sharding import known_inside, replicated
+from regjax.sharding import AXES, known_inside, replicated
 from regjax.stages import apply_gradients
 
 RunsBy = Literal["vmap", "map"]
+BLOCK = 32
+"""Steps whose batches are made before the runs take turns: as few as keep them in the cache, as many as a
+run needs to be worth its turn."""
 
 Array: TypeAlias = jax.Array | np.ndarray
 
@@ -76,11 +81,13 @@ class Shared(NamedTuple):
     """uint8 `[M, H, W, C]`."""
 
 
-def over_runs(function: Callable, by: RunsBy, count: int) -> Callable:
+def over_runs(function: Callable, by: RunsBy) -> Callable:
     """`function` of one run, over the first axis of its first argument; the others are shared."""
 
     def several(runs: Any, *shared: Any) -> Any:
-        if count == 1:  # a batched convolution of one is slower than a plain one
+        if (
+            len(jax.tree.leaves(runs)[0]) == 1
+        ):  # a batched convolution of one is slower than a plain one
             only = function(jax.tree.map(lambda leaf: leaf[0], runs), *shared)
             return jax.tree.map(lambda leaf: leaf[None], only)
         if by == "map":
@@ -88,6 +95,33 @@ def over_runs(function: Callable, by: RunsBy, count: int) -> Callable:
         return jax.vmap(function, in_axes=(0, *[None] * len(shared)))(runs, *shared)
 
     return several
+
+
+def are_dealt_out(count: int, mesh: Mesh) -> bool:
+    """Whether each of `count` runs is one device's."""
+    return 1 < mesh.size <= count
+
+
+def dealt_out(function: Callable, count: int, mesh: Mesh) -> Callable:
+    """`function(runs, *shared)` with the runs dealt out over the devices, if there are enough of them.
+
+    Arguments and results are whole on every device. Where the runs do not divide among the devices, the
+    last one is computed as often as there are places left.
+    """
+    if not are_dealt_out(count, mesh):
+        return function
+    places = np.minimum(np.arange(-(-count // mesh.size) * mesh.size), count - 1)
+    here = jax.shard_map(
+        lambda runs, shared: function(runs, *shared),
+        mesh=mesh, in_specs=(P(AXES), P()), out_specs=P(AXES), check_vma=False,
+    )  # fmt: skip
+
+    def dealt(runs: Any, *shared: Any) -> Any:
+        if len(places) > count:
+            runs = jax.tree.map(lambda leaf: leaf[places], runs)
+        return jax.tree.map(lambda leaf: leaf[:count], here(runs, shared))
+
+    return dealt
 
 
 def init_state(
@@ -149,7 +183,6 @@ def make_chunk(
     """
     has_state = hasattr(objective, "initial")
     adjusts = has_state and objective.adjust_every > 0
-    rows = jax.sharding.NamedSharding(mesh, P(("data", "fsdp")))
 
     def one_step(run: tuple[RunState, Own], images, index, mixing):
         state, own = run
@@ -179,7 +212,7 @@ def make_chunk(
 
         grads, (sums, statistics) = jax.grad(loss_sum, has_aux=True)(state.params)
         params, optimizer_state, metrics = apply_gradients(
-            optimizer, state.params, state.optimizer, grads, sums
+            optimizer, state.params, state.optimizer, grads, sums, branch=True
         )
         bad = metrics["bad"][0] > 0
         statistics = jax.tree.map(
@@ -201,34 +234,93 @@ def make_chunk(
         means = jax.tree.map(lambda mean, now: mean + (now - mean) / (count + 1), means, now)
         return state._replace(extras=extras, average=(count + 1, *means))
 
-    run_steps, run_adjust = over_runs(one_step, by, count), over_runs(adjust, by, count)
+    def make_batch(index, step, shared: Shared):
+        key = jax.random.fold_in(jax.random.key(order_seed), step)
+        images = augment(key, shared.images[index], augmentation, shared.mean, shared.std)
+        mixing = jax.random.fold_in(key, 1)
+        if augmentation.mixup:
+            images, _ = mixup(mixing, images, jnp.zeros((len(index), 1)), augmentation.mixup)
+        return images, index, mixing
+
+    def block_of_one(run: tuple[RunState, Own], batches, step, steps, shared: Shared):
+        """`(state, metrics {name: [K, 2]})` after the first `steps` of K batches."""
+        _, own = run
+
+        def at(number):
+            return jax.tree.map(lambda leaf: leaf[number], batches)
+
+        def one(number, carry):
+            state, found = carry
+            state, metrics = one_step((state, own), *at(number))
+            found = jax.tree.map(lambda every, new: every.at[number].set(new), found, metrics)
+            if adjusts:
+                state = jax.lax.cond(
+                    (step + number + 1) % objective.adjust_every == 0,
+                    lambda state: adjust(
+                        (state, own), shared.held_out_images, shared.mean, shared.std
+                    ),
+                    lambda state: state,
+                    state,
+                )
+            return state, found
+
+        _, metrics = jax.eval_shape(one_step, run, *at(0))
+        size = len(batches[0])
+        found = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), metrics)
+        return jax.lax.fori_loop(0, steps, one, (run[0], found))
+
+    rows = jax.sharding.NamedSharding(mesh, P(None, ("data", "fsdp")))
+
+    def steps_of(runs: tuple[RunState, Own], step, shared: Shared, indices):
+        """`(states, metrics {name: [R, S, 2]})`."""
+        states, own = runs
+        total, batch_size = indices.shape
+        # Elsewhere a step of all runs is one set of kernels, however the loops are nested.
+        size = min(BLOCK, total) if by == "map" else 1
+        blocks = -(-total // size)
+        indices = jnp.pad(indices, ((0, blocks * size - total), (0, 0)))
+
+        def block(states, given):
+            index, number = given
+            if not are_dealt_out(count, mesh):
+                index = jax.lax.with_sharding_constraint(index, rows)
+            first = step + number * size
+            batches = jax.lax.map(
+                lambda one: make_batch(one[0], one[1], shared), (index, first + jnp.arange(size))
+            )
+            left = size if total % size == 0 else jnp.minimum(size, total - number * size)
+            shared_by_runs = batches, first, left, shared
+            if by == "vmap":
+                return over_runs(block_of_one, by)((states, own), *shared_by_runs)
+
+            def turn(states, given):  # as `lax.map`, but that the states stay where they are
+                number, own = given
+                state = jax.tree.map(lambda leaf: leaf[number], states)
+                state, metrics = block_of_one((state, own), *shared_by_runs)
+                states = jax.tree.map(lambda every, new: every.at[number].set(new), states, state)
+                return states, metrics
+
+            return jax.lax.scan(turn, states, (jnp.arange(len(own.labels)), own))
+
+        given = indices.reshape(blocks, size, batch_size), jnp.arange(blocks)
+        states, metrics = jax.lax.scan(block, states, given)  # [blocks, R, size, 2]
+        metrics = jax.tree.map(
+            lambda leaf: leaf.swapaxes(0, 1).reshape(leaf.shape[1], -1, *leaf.shape[3:])[:, :total],
+            metrics,
+        )
+        return states, metrics
 
     def chunk(state: ClassifierState, own: Own, shared: Shared, indices):
-        def step(state: ClassifierState, index):
-            key = jax.random.fold_in(jax.random.key(order_seed), state.step)
-            index = jax.lax.with_sharding_constraint(index, rows)
-            images = augment(key, shared.images[index], augmentation, shared.mean, shared.std)
-            mixing = jax.random.fold_in(key, 1)
-            if augmentation.mixup:
-                images, _ = mixup(mixing, images, jnp.zeros((len(index), 1)), augmentation.mixup)
-            runs, metrics = run_steps((state.runs, own), images, index, mixing)
-            state = ClassifierState(runs, state.step + 1)
-            if adjusts:
-                runs = jax.lax.cond(
-                    state.step % objective.adjust_every == 0,
-                    lambda runs: run_adjust(
-                        (runs, own), shared.held_out_images, shared.mean, shared.std
-                    ),
-                    lambda runs: runs,
-                    state.runs,
-                )
-                state = state._replace(runs=runs)
-            return state, metrics
-
         with known_inside(mesh):
-            return jax.lax.scan(step, state, indices)
+            several = dealt_out(steps_of, count, mesh)
+            runs, metrics = several((state.runs, own), state.step, shared, indices)
+        metrics = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), metrics)
+        return ClassifierState(runs, state.step + len(indices)), metrics
 
-    return jax.jit(chunk, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(
+        chunk, donate_argnums=0, out_shardings=replicated(mesh),
+        compiler_options=compilation.options(mesh),
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=16)
@@ -241,10 +333,13 @@ def make_logits(
         params, statistics = run
         return _outputs(model, params, statistics, images, mean, std, eval_batch_size).logits
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    @functools.partial(
+        jax.jit, out_shardings=replicated(mesh), compiler_options=compilation.options(mesh)
+    )
     def logits(params, statistics, images, mean, std):
         with known_inside(mesh):
-            return over_runs(one, by, count)((params, statistics), images, mean, std)
+            several = dealt_out(over_runs(one, by), count, mesh)
+            return several((params, statistics), images, mean, std)
 
     return logits
 

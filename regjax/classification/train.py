@@ -76,8 +76,7 @@ def train_runs(
         raise InputError(f"--workdir {workdir} is a file; give a folder")
     compilation.enable_cache()
     run = prepare_runs(experiments, mesh)
-    with compilation.kept_for(run.mesh):
-        return _train(run, workdir, quiet, profile)
+    return _train(run, workdir, quiet, profile)
 
 
 def _train(run: Prepared, workdir: Path, quiet: bool, profile: Steps | None) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def _run_stage(
     outputs = experiment.outputs_of(stage, run.num_classes)
     classifier = vision.build(config, images.shape[1:], outputs)
     attributes = run.attributes_of(stage)
-    by = runs_by(experiment, config)
+    by = runs_by(experiment)
 
     # what the steps read
     teachers = [finished[name] for name in stage.teachers]
@@ -234,11 +233,10 @@ def _result(
     return Finished(classifier, state.runs.params, state.runs.statistics)
 
 
-def runs_by(experiment: ImageExperiment, config: Any) -> program.RunsBy:
+def runs_by(experiment: ImageExperiment) -> program.RunsBy:
     if experiment.runs != "auto":
         return experiment.runs
-    convolves = not isinstance(config, vision.Mlp | vision.VisionTransformer)
-    return "map" if convolves and jax.default_backend() == "cpu" else "vmap"
+    return "map" if jax.default_backend() == "cpu" else "vmap"
 
 
 def _put(tree: Any, mesh: Mesh) -> Any:

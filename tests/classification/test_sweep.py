@@ -210,7 +210,7 @@ def test_the_command_writes_a_table_and_a_plot(tmp_path, capsys):
 
 
 def test_how_many_runs_fit_follows_the_memory(monkeypatch):
-    one = experiment(model=Mlp((64, 64)))
+    one = experiment(model=Mlp((64, 64)), runs="vmap")
     monkeypatch.setattr(memory, "_memory", lambda: 10**9)
     many = memory.runs_that_fit(one)
     monkeypatch.setattr(memory, "_memory", lambda: 10**8)
