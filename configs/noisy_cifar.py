@@ -1,10 +1,10 @@
 """Noisy labels on CIFAR-10: symmetric ones by rate, or those that people gave (CIFAR-N, "worse").
 
-The stages of `noisy_fashion.py` on 4,500 images with crops and flips. The images (JPEG, official order) are
+The stages of `noisy_fashion.py` on 9,000 images with crops and flips. The images (JPEG, official order) are
 read from `../shared/data`; elsewhere give `--data.train tar:FILE` and `--data.test tar:FILE`.
 
     regjax sweep configs/noisy_cifar.py --seeds 3 --grid data.noise.rate .2 .4 --workdir runs/noisy_cifar
-    regjax sweep configs/noisy_cifar.py --seeds 3 --data.noise.kind human --data.noise.rate 0 \
+    regjax sweep configs/noisy_cifar.py --seeds 4 --data.noise.kind human --data.noise.rate 0 \
         --data.noise.file ../shared/data/cifar_n/CIFAR-10_human.npz --data.noise.column worse_label \
         --workdir runs/worse_cifar
 
@@ -23,12 +23,12 @@ experiment = ImageExperiment(
     data=ImageData(
         train="tar:../shared/data/cifar10_jpg/train.tar.xz",
         test="tar:../shared/data/cifar10_jpg/test.tar.xz",
-        limit=5000,
+        limit=10_000,
         held_out=0.1,
         noise=LabelNoise("symmetric", 0.2),
         augmentation=Augmentation(crop_padding=2, flip=True),
     ),
-    model=SmallCnn((12, 24), (64,)),
+    model=SmallCnn((16, 32), (64,)),
     batch_size=128,
     epochs=25,
     checkpoint_every=25,

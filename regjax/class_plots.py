@@ -126,11 +126,13 @@ def trade_off(ax: Axes, curves: Mapping[str, Sequence[TradeOff]], overall: str, 
         if not shown:
             continue
         color = f"C{index % _COLORS}"
+        # A point on its own has its name beside it.
+        label = None if [p.name for p in shown] == [name] else name
         ax.errorbar(
             [p.overall for p in shown], [p.worst for p in shown],
             xerr=[p.overall_error for p in shown], yerr=[p.worst_error for p in shown],
             color=color, marker=_MARKERS[index % len(_MARKERS)], markersize=6, linewidth=1,
-            elinewidth=0.8, alpha=0.9, label=name, zorder=3,
+            elinewidth=0.8, alpha=0.9, label=label, zorder=3,
         )  # fmt: skip
         for point in shown:
             ax.annotate(

@@ -15,7 +15,14 @@ from regjax import optim, paths, sharding
 from regjax.errors import InputError
 from regjax.objectives import Raft, Sft
 from regjax.optim import Optimizer
-from regjax.stages import Stage, TrainState, check_stages, init_state, make_update
+from regjax.stages import (
+    Stage,
+    TrainState,
+    apply_gradients,
+    check_stages,
+    init_state,
+    make_update,
+)
 from tests import tiny
 
 APPLY, TREE = tiny.decoder()
@@ -186,6 +193,33 @@ def test_what_is_not_finite_changes_nothing_but_the_step(place):
     state, metrics = update(state, frozen, good)
     assert metrics["bad"][0] == 0 and np.isfinite(metrics["loss"]).all()
     assert bits(state.params) != before[: len(trained)]
+
+
+@pytest.mark.parametrize("sick", [False, True])
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_a_branch_gives_what_a_selection_gives(sick, vmapped):
+    rule = optim.build(dataclasses.replace(SGD, b1=0.9), 100, PARAMS)
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, jnp.float32), PARAMS)
+    if sick:
+        grads["head/kernel"] = grads["head/kernel"].at[0, 0].set(jnp.inf)
+    sums = {"loss": (jnp.float32(8), jnp.float32(4))}
+    start = PARAMS, rule.init(PARAMS), grads
+
+    def update(branch):
+        def one(params, state, grads):
+            return apply_gradients(rule, params, state, grads, sums, branch=branch)
+
+        if not vmapped:
+            return jax.jit(one)(*start)
+        twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start)
+        return jax.jit(jax.vmap(one))(*twice)
+
+    found, expected = update(True), update(False)
+    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-7)
+    assert np.all(found[2]["bad"][..., 0] == sick)
+    if sick and not vmapped:
+        assert bits(found[:2]) == bits(start[:2])
 
 
 def test_a_batch_without_weight_has_a_loss_and_a_gradient_of_zero():

@@ -7,11 +7,10 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from regjax import sharding, throughput
 from regjax.classification.prepare import Prepared
+from regjax.classification.program import are_dealt_out
 from regjax.recorder import Chunk
 
 LEAST_STEPS = 64
@@ -22,7 +21,8 @@ def chunks_of(run: Prepared, steps: int, per_epoch: int, seed: int, step: int) -
     """Whole epochs of at least `LEAST_STEPS` steps from `step` to the last one."""
     size, total = run.experiment.batch_size, len(run.splits.train.images)
     length = per_epoch * max(1, math.ceil(LEAST_STEPS / per_epoch))
-    place = NamedSharding(run.mesh, P(None, ("data", "fsdp")))
+    dealt = are_dealt_out(len(run.experiments), run.mesh)
+    place = sharding.replicated(run.mesh) if dealt else sharding.by_row(run.mesh, axis=1)
     index = run.splits.train.index
     while step < steps:
         count = min(length - step % length, steps - step)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from regjax import compilation
 from regjax.data.images import Augmentation, augment, mixup, standardise
 from regjax.models.vision import Classifier, Outputs
-from regjax.sharding import AXES, known_inside, replicated
+from regjax.sharding import AXES, by_row, known_inside, replicated
 from regjax.stages import apply_gradients
 
 RunsBy = Literal["vmap", "map"]
@@ -269,7 +269,7 @@ def make_chunk(
         found = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), metrics)
         return jax.lax.fori_loop(0, steps, one, (run[0], found))
 
-    rows = jax.sharding.NamedSharding(mesh, P(None, ("data", "fsdp")))
+    rows = by_row(mesh, axis=1)
 
     def steps_of(runs: tuple[RunState, Own], step, shared: Shared, indices):
         """`(states, metrics {name: [R, S, 2]})`."""

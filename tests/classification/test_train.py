@@ -14,7 +14,7 @@ import pytest
 
 import regjax
 from regjax import InputError
-from regjax.classification import ImageStage, load_classifier, train_runs
+from regjax.classification import ImageStage, load_classifier, program, train_runs
 from regjax.classification.batches import epoch_order
 from regjax.data.images import Augmentation, ImageData, LabelNoise
 from regjax.log import read_log
@@ -173,6 +173,60 @@ def test_programs_for_several_devices_are_read_back(tmp_path, monkeypatch):
         )
     assert [path.name for path in cache.rglob("*") if "chunk" in path.name]
     assert_close(params_of(tmp_path / "second"), params_of(tmp_path / "first"), 0, 0)
+
+
+DEALT_OUT = """
+import sys
+import jax
+from tests.classification.test_train import NOISY, experiment, runs_of, train_runs
+from regjax.models.vision import Mlp, SmallCnn
+
+assert jax.device_count() == 3
+model = SmallCnn((4,), ()) if sys.argv[2] == "map" else Mlp((16,))
+base = experiment(data=NOISY, runs=sys.argv[2], model=model, batch_size=32)
+train_runs(runs_of(base, range(4), [0.0, 0.1, 0.4, 0.2]), sys.argv[1], quiet=True)
+"""
+
+
+@pytest.mark.skipif(jax.device_count() != 1, reason="compares with a single device")
+@pytest.mark.parametrize("by", ["map", "vmap"])
+def test_runs_dealt_out_over_devices_are_those_of_one(tmp_path, by):
+    """Four runs on three devices, which do not divide; nor do rows of a batch, which are whole on each."""
+    subprocess.run(
+        [sys.executable, "-c", DEALT_OUT, str(tmp_path / "3"), by], check=True, cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "3"},
+    )  # fmt: skip
+    model = vision.SmallCnn((4,), ()) if by == "map" else vision.Mlp((16,))
+    base = experiment(data=NOISY, runs=by, model=model)
+    train_runs(runs_of(base, range(4), [0.0, 0.1, 0.4, 0.2]), tmp_path / "1", quiet=True)
+    for run in range(4):
+        assert_close(params_of(tmp_path / "3", run=run), params_of(tmp_path / "1", run=run))
+    one, three = (json.loads((tmp_path / n / "results.json").read_text()) for n in "13")
+    for row, other in zip(
+        *(found["stages"]["only"]["runs"] for found in (one, three)), strict=True
+    ):
+        assert row["accuracies"] == other["accuracies"]
+        assert row["memorised"] == other["memorised"]
+
+
+@pytest.mark.parametrize("block", [1, 5])
+def test_steps_are_the_same_in_blocks_of_any_size(tmp_path, monkeypatch, block):
+    """Blocks that divide the steps, and such that the last one is not full; multipliers fall in both."""
+    stages = worst_class.experiment.stages
+    base = dataclasses.replace(worst_class.experiment, stages=stages, epochs=3)
+    regjax.train(base, tmp_path / "whole", quiet=True)
+    monkeypatch.setattr(program, "BLOCK", block)
+    regjax.train(base, tmp_path / "blocks", quiet=True)
+    for stage in stages:
+        found, expected = (params_of(tmp_path / n, stage.name) for n in ("blocks", "whole"))
+        assert_close(found, expected, 1e-5, 1e-5)
+    lines = [
+        [line for line in read_log(tmp_path / n / "log.jsonl") if "loss" in line]
+        for n in ("whole", "blocks")
+    ]
+    for line, other in zip(*lines, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert line["step"] == other["step"]
 
 
 def test_rows_that_do_not_divide_among_the_devices_are_refused(tmp_path):
