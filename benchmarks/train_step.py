@@ -18,6 +18,7 @@ product of matrices reached in regjax's and in torch's process.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -92,7 +93,11 @@ def on_regjax(given: argparse.Namespace) -> tuple[Step, dict[str, float]]:
         objective: Any = all_logits
     else:
         objective = Raft() if given.objective == "raft" else Sft(tokens="all")
-    module = models.load(given.weights, scan_layers=given.scan_layers)
+    module = models.load(
+        given.weights,
+        rematerialisation=given.rematerialisation,
+        scan_layers=given.scan_layers or given.rematerialisation != "none",
+    )
     model, nested = models.split(module)
     params = paths.flatten(nested)
     everywhere = sharding.replicated(sharding.make_mesh())
@@ -191,13 +196,19 @@ def work(given: argparse.Namespace) -> None:
         loss = step()
         seconds = time.perf_counter() - start
         memory = resident("VmHWM") - before
+        trim(0)  # so that what a step has freed is there for the other sides
         print(json.dumps({"loss": loss, "seconds": seconds, "memory": memory}), flush=True)
+
+
+class Ended(Exception):
+    """A side's process is gone, killed for want of memory or by an error of its own."""
 
 
 class Side:
     """A process with a side, and what its steps took."""
 
     def __init__(self, choices: dict[str, Any]) -> None:
+        self._name = "{objective}, {vocabulary:,}, {side}".format(**choices)
         command = [sys.executable, __file__, "--work", json.dumps(choices)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -218,15 +229,18 @@ class Side:
 
     def _ask(self) -> dict[str, float]:
         assert self._process.stdin
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("step\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, float]:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("a side has ended early: its error stands above")
+            code = self._process.wait()
+            how = f"signal {-code} ended it" if code < 0 else f"it ended with status {code}"
+            raise Ended(f"{self._name}: {how} (9 is what Linux sends where memory is short)")
         return json.loads(line)
 
 
@@ -236,12 +250,23 @@ def compare(given: argparse.Namespace, objective: str, vocabulary: int) -> None:
         choices["weights"] = f"{folder}/model"
         write = [sys.executable, __file__, "--work", json.dumps({**choices, "side": "weights"})]
         subprocess.run(write, check=True)
-        sides = {name: Side({**choices, "side": name}) for name in SIDES[objective]}
+        sides = {}
+        for name in SIDES[objective]:
+            try:
+                sides[name] = Side({**choices, "side": name})
+            except Ended as ended:
+                print(ended, file=sys.stderr)
     for _ in range(given.repeats):
-        for side in sides.values():
-            side.step()
+        for name, side in list(sides.items()):
+            try:
+                side.step()
+            except Ended as ended:
+                print(ended, file=sys.stderr)
+                del sides[name]
     for side in sides.values():
         side.close()
+    if "regjax" not in sides:
+        return
     losses = [side.first["loss"] for side in sides.values()]
     if not max(losses) - min(losses) < 1e-4 * abs(losses[0]):
         raise SystemExit(f"{objective}: the sides do not compute the same loss: {losses}")
@@ -268,6 +293,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--rematerialisation", choices=("none", "dots", "full"), default="none",
+        help="regjax: what of a layer is computed again in the backward pass",
+    )  # fmt: skip
     parser.add_argument("--scan-layers", action="store_true", help="regjax: one compiled layer")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     given = parser.parse_args()
