@@ -1,4 +1,4 @@
-"""Images in one folder per class, on disk or in a tar archive."""
+"""Images in one folder per class, on disk or in a tar archive, or in one folder with a list."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 from regjax.data.images.decoding import SUFFIXES, decode_all
 from regjax.data.images.image_set import ImageSet
 from regjax.errors import InputError
+
+ANNOTATIONS = "val_annotations.txt"
 
 
 class ImageFile(NamedTuple):
@@ -45,14 +47,20 @@ def labelled(files: Iterable[ImageFile], image_size: int = 0) -> ImageSet:
 def folder_files(path: Path) -> Iterator[ImageFile]:
     """The images of `PATH/CLASS/` and `PATH/CLASS/images/`, classes and names sorted.
 
-    Files of other kinds and hidden ones are passed over.
+    Files of other kinds and hidden ones are passed over. Where there is a `PATH/val_annotations.txt`, the
+    form of Tiny ImageNet's validation images, they are those of `PATH/images/`, in the order of its lines
+    `NAME<tab>CLASS...`.
 
     Raises:
         InputError: no such folder, no folder in it, an image outside of the class folders, a class
-            folder without an image, a file that cannot be read.
+            folder without an image, a file that cannot be read; a list that has other images than
+            there are.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
+    if (path / ANNOTATIONS).is_file():
+        yield from _annotated_files(path)
+        return
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     loose = [entry for entry in entries if _is_image(entry.name) and not entry.is_dir()]
     if loose:
@@ -71,11 +79,36 @@ def folder_files(path: Path) -> Iterator[ImageFile]:
                 f"{folder} holds no image: add some ({', '.join(SUFFIXES)}) or remove the folder"
             )
         for file in found:
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise InputError(f"{file} cannot be read: {error}") from error
-            yield ImageFile(str(file), folder.name, content)
+            yield ImageFile(str(file), folder.name, _content(file))
+
+
+def _annotated_files(path: Path) -> Iterator[ImageFile]:
+    text = _content(path / ANNOTATIONS).decode("utf-8", errors="replace")
+    folder = path / "images"
+    left = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    left = {name for name in left if _is_image(name)}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, *rest = line.split("\t")
+        if not name or not rest or not rest[0]:
+            raise InputError(
+                f"{path / ANNOTATIONS}, line {number} is {line[:60]!r}: expected NAME<tab>CLASS"
+            )
+        if name not in left:
+            raise InputError(
+                f"{path / ANNOTATIONS}, line {number}: {folder} holds no image {name!r}, or an earlier "
+                "line has it"
+            )
+        left.remove(name)
+        yield ImageFile(str(folder / name), rest[0], _content(folder / name))
+    if left:
+        raise InputError(f"{folder / min(left)} has no line in {path / ANNOTATIONS}")
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
 
 
 def tar_files(path: Path) -> Iterator[ImageFile]:

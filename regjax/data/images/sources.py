@@ -23,7 +23,8 @@ def read_images(source: str | ImageSet, image_size: int = 0) -> ImageSet:
     """Every image of `source`, in its order, with its class.
 
     - `idx:FOLDER:train` or `idx:FOLDER:test`: see `regjax.data.images.idx.read_idx`.
-    - `folder:PATH`: images in `PATH/CLASS/` or `PATH/CLASS/images/`, classes and names sorted.
+    - `folder:PATH`: images in `PATH/CLASS/` or `PATH/CLASS/images/`, classes and names sorted; or in
+      `PATH/images/`, listed in `PATH/val_annotations.txt` as Tiny ImageNet's are.
     - `tar:FILE`: the same in an archive, plain or compressed, in the archive's order.
     - `tfds:NAME[/CONFIG][:VERSION]:SPLIT[?data_dir=PATH]`: the features `image` and `label`, read by
       `tfds.data_source` without TensorFlow.

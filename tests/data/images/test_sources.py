@@ -188,6 +188,21 @@ def test_a_folder_sorts_classes_and_names(tmp_path):
     assert found.places[0] == str(tmp_path / "set/ape/images/x.png")
 
 
+LIST = "val_annotations.txt"
+
+
+def test_listed_images_have_the_classes_of_the_list(tmp_path):
+    files = {
+        "images/1.JPEG": encoded(A), "images/0.JPEG": encoded(B), "images/2.JPEG": encoded(C),
+        LIST: b"2.JPEG\tzebra\t0\t32\t44\t62\n0.JPEG\tape\t1\t2\t3\t4\r\n1.JPEG\tzebra\n",
+    }  # fmt: skip
+    write_folder(tmp_path / "val", files)
+    found = read_images(f"folder:{tmp_path / 'val'}")
+    np.testing.assert_array_equal(found.images, [C, B, A])
+    assert found.labels.tolist() == [1, 0, 1] and found.class_names == ("ape", "zebra")
+    assert found.places[1] == str(tmp_path / "val/images/0.JPEG")
+
+
 def test_gray_stays_gray_unless_another_image_has_colours(tmp_path):
     write_folder(tmp_path / "gray", {"a/0.png": encoded(GRAY), "b/0.png": encoded(GRAY, mode="LA")})
     found = read_images(f"folder:{tmp_path / 'gray'}")
@@ -247,6 +262,12 @@ def test_an_image_size_scales_and_crops_the_middle(tmp_path):
         ({"a/0.png": encoded(A), "0.png": encoded(A)}, r"/0.png is in no class folder"),
         ({"a/0.png": encoded(A)}, r"the classes are a: expected at least two"),
         ({"README": b""}, r"holds no class folder"),
+        ({"images/0.png": encoded(A), LIST: b"0.png ape"}, r"line 1 is '0.png ape': expected NAME"),
+        ({"images/0.png": encoded(A), LIST: b"0.png\t\t1"}, r"line 1 is '0.png.*: expected NAME"),
+        ({"images/0.png": encoded(A), LIST: b"0.png\ta\n1.png\tb"}, r"line 2: .* no image '1.png'"),
+        ({"images/0.png": encoded(A), LIST: b"0.png\ta\n0.png\tb"}, r"an earlier line has it"),
+        ({"images/0.png": encoded(A), LIST: b""}, r"images/0.png has no line in .*val_annot"),
+        ({LIST: b""}, r"no image"),
     ],
 )
 def test_a_bad_folder_is_refused_with_the_file(tmp_path, files, match):
