@@ -8,8 +8,8 @@ read from `../shared/data`; elsewhere give `--data.train tar:FILE` and `--data.t
         --data.noise.file ../shared/data/cifar_n/CIFAR-10_human.npz --data.noise.column worse_label \
         --workdir runs/worse_cifar
 
-30 minutes on two cores. Cross-entropy, smoothing, forward correction: .619, .615, .630 at 20 % noise, .560, .557, .574 at 40 %, .562,
-.569, .587 with people's labels. PAPERS.md has the rest.
+30 minutes on two cores. Cross-entropy, smoothing, forward correction: .619, .615, .630 at 20 % noise, .560,
+.557, .574 at 40 %, .562, .569, .587 with people's labels. PAPERS.md has the rest.
 """
 
 from regjax import ImageExperiment
