@@ -1,0 +1,1 @@
+"""The commands of the command line, each `command(arguments)`; `regjax.cli` chooses and reports."""
