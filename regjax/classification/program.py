@@ -85,9 +85,8 @@ def over_runs(function: Callable, by: RunsBy) -> Callable:
     """`function` of one run, over the first axis of its first argument; the others are shared."""
 
     def several(runs: Any, *shared: Any) -> Any:
-        if (
-            len(jax.tree.leaves(runs)[0]) == 1
-        ):  # a batched convolution of one is slower than a plain one
+        # A batched convolution of one is slower than a plain one.
+        if _length(runs) == 1:
             only = function(jax.tree.map(lambda leaf: leaf[0], runs), *shared)
             return jax.tree.map(lambda leaf: leaf[None], only)
         if by == "map":
@@ -95,6 +94,27 @@ def over_runs(function: Callable, by: RunsBy) -> Callable:
         return jax.vmap(function, in_axes=(0, *[None] * len(shared)))(runs, *shared)
 
     return several
+
+
+def in_turns(function: Callable) -> Callable:
+    """As `over_runs(function, "map")` for `function((state, own), *shared) -> (state, rest)`, but that the
+    states are changed where they lie and not copied."""
+
+    def several(runs: tuple[Any, Any], *shared: Any) -> Any:
+        def turn(states, given):
+            number, own = given
+            state = jax.tree.map(lambda leaf: leaf[number], states)
+            state, rest = function((state, own), *shared)
+            return jax.tree.map(lambda every, new: every.at[number].set(new), states, state), rest
+
+        states, own = runs
+        return jax.lax.scan(turn, states, (jnp.arange(_length(states)), own))
+
+    return several
+
+
+def _length(runs: Any) -> int:
+    return len(jax.tree.leaves(runs)[0])
 
 
 def are_dealt_out(count: int, mesh: Mesh) -> bool:
@@ -274,6 +294,7 @@ def make_chunk(
     def steps_of(runs: tuple[RunState, Own], step, shared: Shared, indices):
         """`(states, metrics {name: [R, S, 2]})`."""
         states, own = runs
+        several = in_turns(block_of_one) if by == "map" else over_runs(block_of_one, by)
         total, batch_size = indices.shape
         # Elsewhere a step of all runs is one set of kernels, however the loops are nested.
         size = min(BLOCK, total) if by == "map" else 1
@@ -289,18 +310,7 @@ def make_chunk(
                 lambda one: make_batch(one[0], one[1], shared), (index, first + jnp.arange(size))
             )
             left = size if total % size == 0 else jnp.minimum(size, total - number * size)
-            shared_by_runs = batches, first, left, shared
-            if by == "vmap":
-                return over_runs(block_of_one, by)((states, own), *shared_by_runs)
-
-            def turn(states, given):  # as `lax.map`, but that the states stay where they are
-                number, own = given
-                state = jax.tree.map(lambda leaf: leaf[number], states)
-                state, metrics = block_of_one((state, own), *shared_by_runs)
-                states = jax.tree.map(lambda every, new: every.at[number].set(new), states, state)
-                return states, metrics
-
-            return jax.lax.scan(turn, states, (jnp.arange(len(own.labels)), own))
+            return several((states, own), batches, first, left, shared)
 
         given = indices.reshape(blocks, size, batch_size), jnp.arange(blocks)
         states, metrics = jax.lax.scan(block, states, given)  # [blocks, R, size, 2]
