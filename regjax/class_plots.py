@@ -156,7 +156,7 @@ def trade_off(ax: Axes, curves: Mapping[str, Sequence[TradeOff]], overall: str, 
     ax.set(
         xlabel=overall, ylabel=worst, title="Average against the worst class (better: up, right)"
     )
-    ax.legend(**_LEGEND)
+    ax.legend(loc="best", frameon=False, fontsize="small")
 
 
 def class_bars(
