@@ -214,7 +214,7 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 lifeline.hold()
 open({str(log)!r}, "a").write("begun\\n")
-while process == "0" and open({str(log)!r}).read().count("begun") < 2:
+while process == "0" and open({str(log)!r}).read().count("begun") % 2:
     time.sleep(0.01)
 if process == "0":
     os._exit(9)
