@@ -9,11 +9,12 @@ import pytest
 
 from regjax.cores import _devices, one_device_a_core
 
-SHOW = "import jax; from regjax.cores import one_device_a_core as use; use(6); print(jax.device_count())"
+SHOW = "import jax; from regjax.cores import one_device_a_core as use; use(96); print(jax.device_count())"
 
 
 @pytest.mark.parametrize(
-    ("rows", "cores", "expected"), [(128, 2, 2), (128, 6, 4), (96, 7, 6), (7, 4, 1), (1, 8, 1)]
+    ("rows", "cores", "expected"),
+    [(128, 2, 2), (128, 6, 4), (96, 7, 6), (128, 64, 8), (31, 4, 1), (1, 8, 1)],
 )
 def test_devices_are_the_most_that_divide_the_rows(rows, cores, expected):
     assert _devices(rows, cores) == expected
@@ -29,7 +30,7 @@ def devices(**environment):
 
 
 def test_jax_sees_a_device_for_each_core_unless_it_was_told_how_many():
-    assert devices() == _devices(6, len(os.sched_getaffinity(0)))
+    assert devices() == _devices(96, len(os.sched_getaffinity(0)))
     assert devices(JAX_NUM_CPU_DEVICES="5") == 5
     assert devices(XLA_FLAGS="--xla_force_host_platform_device_count=4") == 4
 

@@ -1,7 +1,9 @@
 """What commands that read a config share."""
 
 import dataclasses
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from regjax import distributed
@@ -40,11 +42,11 @@ def short_to_show(data: Data) -> Data:
     return dataclasses.replace(data, **shown)
 
 
-def use_cores(experiment: Any) -> None:
+def use_cores(experiments: Sequence[Any]) -> None:
     """A device for each core of a processor, where that is faster: for experiments on images."""
     from regjax.classification import ImageExperiment
     from regjax.cores import one_device_a_core
 
     # In a job of several processes the batch is dealt out over those already.
-    if isinstance(experiment, ImageExperiment) and not distributed.is_part():
-        one_device_a_core(experiment.batch_size)
+    if isinstance(experiments[0], ImageExperiment) and not distributed.is_part():
+        one_device_a_core(math.gcd(*(each.batch_size for each in experiments)))

@@ -26,6 +26,7 @@ def sweep(arguments: Sequence[str]) -> None:
 
     import tyro
 
+    from regjax.sweep import points
     from regjax.sweep import sweep as run
 
     if not arguments or arguments[0].startswith("-"):
@@ -61,13 +62,9 @@ def sweep(arguments: Sequence[str]) -> None:
         args=rest,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    use_cores(experiment)
-    run(
-        experiment,
-        workdir,
-        axes={name: values for name, *values in given.grid},
-        seeds=int(given.seeds),
-    )
+    axes, seeds = {name: values for name, *values in given.grid}, int(given.seeds)
+    use_cores([point.experiment for point in points(experiment, axes, seeds)])
+    run(experiment, workdir, axes=axes, seeds=seeds)
     from regjax.sweep_plots import plot_sweep
 
     for path in plot_sweep(workdir):

@@ -51,7 +51,7 @@ def train(arguments: Sequence[str]) -> None:
         args=arguments[1:],
         config=(tyro.conf.AvoidSubcommands,),
     )
-    use_cores(experiment)
+    use_cores([experiment])
     run(experiment, workdir, profile=parse_steps(profile) if profile else None)
     if jax.process_index() > 0:
         return
